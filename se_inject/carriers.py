@@ -1,0 +1,203 @@
+"""How a block comes to run at a place: which module carries it, and what has to change there.
+
+Tried in this order: an unused attribute that the forward already calls (timm's ``se = None``), the owner's own source,
+the child whose output the place is (a loop hides the expression), and for a ``GraphModule`` its graph.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from torch import fx, nn
+from torch.nn.utils import parametrize
+
+from se_inject.inputs import Inputs
+from se_inject.ops import HOMOGENEOUS, data, op, steps
+from se_inject.source import current_code, position
+from se_inject.trace import TORCH_DIR, Call, Names, Spot, Trace, methods, record
+from se_inject.types import Carrier
+
+SLOTS = ("se", "attn")  # what the zoos call the attribute that holds channel attention
+CHILD = "se"
+
+
+class Index:
+    """What the search for carriers asks of a trace, counted once."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.names = Names(trace.root)
+        self.runs: Counter[str] = Counter()  # module path -> calls in one forward
+        self.spots: Counter[tuple[Call, Any]] = Counter()  # (call, expression) -> nodes that it made
+        self.parameters: Counter[int] = Counter()  # parameter -> modules that hold it
+        self.slots: dict[Any, str | None] = {}
+        for call in trace.calls:
+            if call.parent is None:
+                self.runs[call.path] += 1
+            for node in call.graph.nodes:
+                if node.op == "call_module":
+                    self.runs[node.meta["path"]] += 1
+                spot: Spot | None = node.meta.get("spot")
+                if spot is not None:
+                    self.spots[call, (spot.code, spot.span)] += 1
+        for module in trace.root.modules():
+            for parameter in module._parameters.values():
+                self.parameters[id(parameter)] += 1
+
+
+def carrier(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, str]:
+    """The carrier for a block behind ``node``, or the reason why there is none."""
+    if isinstance(call.module, fx.GraphModule):
+        return _graph(call, node), ""
+    slot = _slot(index, call, node)
+    if slot is not None:
+        return Carrier("slot", call.path, slot), ""
+    found, reason = _source(index, call, node)
+    if found is not None or node.op != "call_module":
+        return found, reason
+    found, other = _callee(index, call, node)
+    return found, other and f"{reason}; {other}"
+
+
+def _graph(call: Call, node: fx.Node) -> Carrier:
+    owner = node.meta.get("path", "").rpartition(".")[0].removeprefix(call.path).lstrip(".")
+    name = free_name(_submodule(call.module, owner))
+    return Carrier("graph", call.path, f"{owner}.{name}" if owner else name, node=node.meta["fx"])
+
+
+def _submodule(module: nn.Module, path: str) -> nn.Module:
+    return module.get_submodule(path) if path else module
+
+
+def _source(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, str]:
+    spot: Spot | None = node.meta.get("spot")
+    if spot is None or spot.code.co_filename.startswith(TORCH_DIR):
+        return None, f"{type(call.module).__name__} runs it in a loop of torch's own"
+    if not spot.direct:
+        return None, f"it is computed inside a function that {spot.cls.__name__}.{spot.method} calls"
+    if index.spots[call, (spot.code, spot.span)] > 1:
+        return None, f"{spot.cls.__name__}.{spot.method} runs the expression more than once in one forward (a loop)"
+    if "forward" in call.module.__dict__:
+        return None, f"forward is set on the instance of {type(call.module).__name__}"
+    if current_code(type(call.module), spot.method) is not spot.code:
+        return None, f"{spot.cls.__name__}.{spot.method} is overridden in {type(call.module).__name__}"
+    try:
+        place = position(spot)
+    except ValueError as error:
+        return None, str(error)
+    return Carrier("source", call.path, free_name(call.module), place), ""
+
+
+def _callee(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, str]:
+    path, module = node.meta["path"], node.meta["module"]
+    name = type(module).__name__
+    if index.runs[path] != index.runs[call.path]:
+        return None, f"{path} ({name}) is called {index.runs[path]} times in one forward, and not only here"
+    if "forward" in module.__dict__ or isinstance(module, fx.GraphModule):
+        return None, f"forward is set on the instance of {name}"
+    if type(module).forward is nn.Sequential.forward:
+        return Carrier("append", path, free_name(module)), ""
+    return Carrier("callee", path, free_name(module)), ""
+
+
+def free_name(module: nn.Module, base: str = CHILD) -> str:
+    """``se``, or ``se_1`` and so on when the module has an attribute of that name; a ``None`` that nothing reads may go."""
+    name, n = base, 0
+    while hasattr(module, name) and not (getattr(module, name) is None and name not in _read(type(module))):
+        n += 1
+        name = f"{base}_{n}"
+    return name
+
+
+def _read(cls: type) -> set[str]:
+    """Names that any method of the class mentions, its constructor apart."""
+    return {name for code, (method, _) in methods(cls).items() if method != "__init__" for name in code.co_names}
+
+
+def _slot(index: Index, call: Call, node: fx.Node) -> str | None:
+    """The attribute to fill: an ``Identity`` that runs exactly here, or a ``None`` that would, when it is filled."""
+    module, names = call.module, _read(type(call.module))
+    for name in SLOTS:
+        if name not in names or not hasattr(module, name):
+            continue
+        value = getattr(module, name)
+        if type(value) is nn.Identity and _reaches(node, _path(call, name)):
+            return name
+        if value is None:
+            # One trial for each kind of block: the same class, called to the same effect.
+            spot: Spot | None = node.meta.get("spot")
+            key = (type(module), name, spot, node.name, tuple(str(n.target) for n in call.graph.nodes))
+            if key not in index.slots:
+                index.slots[key] = _try_slot(index, call, node, name)
+            if index.slots[key]:
+                return name
+    return None
+
+
+def _try_slot(index: Index, call: Call, node: fx.Node, name: str) -> str | None:
+    """Fill the ``None`` with an ``Identity``, run the skeleton's module again, and look where it ran."""
+    module = call.module
+    registered = name in module._modules
+    setattr(module, name, filler := nn.Identity())
+    names = Names(index.trace.root)
+    try:
+        if names.paths.get(id(filler)) != _path(call, name):
+            return None
+        again = record(names, module, Inputs(call.args, call.kwargs))[0]
+        same = [n for n in again.graph.nodes if n.meta.get("spot") == node.meta.get("spot") and n.op == node.op]
+        extra = len(again.graph.nodes) - len(call.graph.nodes)
+        return name if len(same) == 1 and extra == 1 and _reaches(same[0], _path(call, name)) else None
+    except Exception:  # the forward does something else with a filled slot: then it is not one
+        return None
+    finally:
+        delattr(module, name)
+        (module._modules if registered else module.__dict__)[name] = None
+
+
+def _path(call: Call, name: str) -> str:
+    return f"{call.path}.{name}" if call.path else name
+
+
+def _reaches(node: fx.Node, path: str) -> bool:
+    """Whether the value goes to the Identity at ``path``, and to nothing else, through other identities at most."""
+    while len(node.users) == 1:
+        node = next(iter(node.users))
+        if node.op != "call_module" or not node.meta.get("identity"):
+            return False
+        if node.meta["path"] == path:
+            return True
+        if type(node.meta["module"]) is not nn.Identity:
+            return False
+    return False
+
+
+def batch_norm(index: Index, node: fx.Node) -> tuple[str, str]:
+    """Path of the batch norm whose doubling a halved gate at ``node`` undoes exactly, or the reason why none does."""
+    current: fx.Node | None = node
+    while current is not None:
+        for o, inner in reversed(steps(current)):
+            if o.kind == "norm":
+                return _affine(index, o.path)
+            if o.kind not in ("pass", "scale", "permute", "pool") and o.name not in HOMOGENEOUS:
+                return "", f"between it and a batch norm stands {o.name or o.kind}, which does not scale with its input"
+            if len(data(inner)) != 1 or len(data(inner)[0].users) != 1:
+                return "", "the value before it is used elsewhere too"
+        current = data(current)[0] if len(data(current)) == 1 else None
+    return "", "no batch norm stands before it"
+
+
+def _affine(index: Index, path: str) -> tuple[str, str]:
+    module = _submodule(index.trace.root, path)
+    name = f"{path} ({type(module).__name__})"
+    if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return "", f"{name} is not a batch norm with weight and bias"
+    if parametrize.is_parametrized(module):
+        return "", f"{name} is parametrized"
+    if module.weight is None or module.bias is None:
+        return "", f"{name} has no weight and bias"
+    if index.runs[path] != 1:
+        return "", f"{name} is called {index.runs[path]} times in one forward"
+    if any(index.parameters[id(p)] != 1 for p in (module.weight, module.bias)):
+        return "", f"{name} shares its weight with another module"
+    return path, ""

@@ -1,0 +1,157 @@
+"""Joins, forks and branches: the shape of the data flow in one graph.
+
+join: an addition of two or more tensors of the same shape; chained additions are one join. fork: the immediate
+dominator of the join, None when its operands come from different arguments. branch: what lies between the fork and
+one operand. A join is residual when one branch is deep (two layers in a row, or one and an activation) and another is
+a shortcut (no layer, or one linear projection); branches of equal weight are a sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from se_inject.ops import chain, data, gate, longest, nonlinear, op, passes, per_node, shape
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One operand of a join, and the nodes between the fork and it (the operand included, the fork not)."""
+
+    operand: fx.Node
+    nodes: frozenset[fx.Node]
+    weight: int  # 0 no layer, 1 layers side by side and no activation, 2 deeper
+
+    @property
+    def direct(self) -> bool:
+        """The operand is the fork itself, or an argument: nothing happens on this branch."""
+        return not self.nodes or self.operand.op == "placeholder"
+
+
+@dataclass(frozen=True, eq=False)
+class Join:
+    node: fx.Node
+    fork: fx.Node | None
+    branches: tuple[Branch, ...]
+
+    @property
+    def shortcuts(self) -> tuple[Branch, ...]:
+        return tuple(b for b in self.branches if b not in self.residual)
+
+    @property
+    def residual(self) -> tuple[Branch, ...]:
+        """The deep branches, when there is a shortcut beside them; empty when the join is a mere sum."""
+        deepest = max(b.weight for b in self.branches)
+        deep = tuple(b for b in self.branches if b.weight == deepest)
+        rest = [b for b in self.branches if b.weight < deepest]
+        if not rest or any(op(n).kind == "resample" for b in rest for n in b.nodes):
+            return ()
+        if deepest == 1 and not all(b.direct for b in rest):  # one layer beside a norm: RepVGG's parallel branches
+            return ()
+        if self.fork is None and not any(b.operand.meta.get("argument") for b in rest):
+            return ()  # two maps from two places (FPN, HRNet), not a shortcut that is passed in (DLA)
+        return deep
+
+
+def joins(graph: fx.Graph) -> list[Join]:
+    """All joins of a graph, outermost operands of a chained sum taken together, in order of execution."""
+    nodes = [n for n in graph.nodes if _adds(n)]
+    if not nodes:
+        return []
+    above = dominators(graph)
+    inner = {n for n in nodes if len(n.users) == 1 and any(n in _adds(user) for user in n.users if _adds(user))}
+    found = []
+    for node in nodes:
+        if node in inner:
+            continue
+        operands = _flatten(node, inner)
+        fork = above[node]
+        found.append(Join(node, fork, tuple(_branch(operand, fork) for operand in operands)))
+    return found
+
+
+@per_node
+def _adds(node: fx.Node) -> tuple[fx.Node, ...]:
+    """The operands of a join, or nothing."""
+    if node.op not in ("call_function", "call_method") or op(node).kind != "add" or gate(node) is not None:
+        return ()
+    same = len(data(node)) == 2 and all(shape(n) == shape(node) for n in data(node))
+    return data(node) if same and len(shape(node)) > 1 else ()
+
+
+def _flatten(node: fx.Node, inner: set[fx.Node]) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    for operand in _adds(node):
+        found += _flatten(operand, inner) if operand in inner else [operand]
+    return list(dict.fromkeys(found))
+
+
+def _branch(operand: fx.Node, fork: fx.Node | None) -> Branch:
+    nodes: set[fx.Node] = set()
+    todo = [operand]
+    while todo:
+        node = todo.pop()
+        if node is fork or node in nodes or (node.op == "placeholder" and node is not operand):
+            continue
+        nodes.add(node)
+        todo.extend(data(node))
+    layers = longest(sorted(nodes))  # nodes compare by their place in the graph
+    weight = layers if layers < 2 else 2
+    if layers == 1 and any(nonlinear(node) for node in nodes):
+        weight = 2
+    return Branch(operand, frozenset(nodes), weight)
+
+
+def dominators(graph: fx.Graph) -> dict[fx.Node, fx.Node | None]:
+    """Immediate dominator of every data node; None stands for a virtual root above all placeholders.
+
+    One pass in topological order is enough, because the graph has no cycle (Cooper, Harvey and Kennedy 2001).
+    """
+    above: dict[fx.Node, fx.Node | None] = {}
+    depth: dict[fx.Node | None, int] = {None: 0}
+    for node in graph.nodes:
+        common: fx.Node | None = None
+        sources = [n for n in data(node) if n in above]
+        if sources:
+            common = sources[0]
+            for other in sources[1:]:
+                common = _meet(common, other, above, depth)
+        above[node] = common
+        depth[node] = depth[common] + 1
+    return above
+
+
+def _meet(
+    a: fx.Node | None, b: fx.Node | None, above: dict[fx.Node, fx.Node | None], depth: dict[fx.Node | None, int]
+) -> fx.Node | None:
+    while a is not b:
+        if depth[a] >= depth[b]:
+            assert a is not None
+            a = above[a]
+        else:
+            assert b is not None
+            b = above[b]
+    return a
+
+
+def end(branch: Branch) -> fx.Node | None:
+    """The last value of a branch before drop path, layer scale and the like; None when nothing else is on it."""
+    node = branch.operand
+    while node in branch.nodes and passes(node) and data(node):
+        node = data(node)[0]
+    return node if node in branch.nodes and node.op != "placeholder" else None
+
+
+def gated(node: fx.Node) -> str:
+    """Why the value counts as gated already: the gate that made it, norms and activations looked through."""
+    current: fx.Node | None = node
+    while current is not None:
+        for o in reversed(chain(current)):
+            if o.kind == "gate":
+                return f"already gated by {current.meta.get('path') or current.name}"
+            if o.kind not in ("act", "norm", "pass", "scale", "bias", "permute"):
+                return ""
+        sources = data(current)
+        current = sources[0] if len(sources) == 1 else None
+    return ""

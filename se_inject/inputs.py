@@ -1,0 +1,90 @@
+"""Example inputs: a tensor, tuple, dict, or a shape; and the size that a model's own configuration names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from se_inject.errors import TraceError
+
+BATCH = 2  # at least 2: batch norm in train mode refuses one value per channel
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The arguments of one call of the model."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def map(self, fn: Any) -> Inputs:
+        """The same arguments with ``fn`` applied to every tensor."""
+        args, kwargs = pytree.tree_map_only(torch.Tensor, fn, (self.args, self.kwargs))
+        return Inputs(args, kwargs)
+
+    def describe(self) -> Any:
+        """Shapes and dtypes as nested plain data, for the plan."""
+        spec = self.map(lambda t: f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}")
+        return {"args": _plain(spec.args), "kwargs": _plain(spec.kwargs)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, str | int | float | bool | None) else repr(type(value))
+
+
+def default_size(model: nn.Module) -> tuple[int, ...] | None:
+    """The input size in the model's own configuration (timm's ``default_cfg``), without the batch."""
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    size = config.get("input_size") if isinstance(config, dict) else getattr(config, "input_size", None)
+    return tuple(size) if size else None
+
+
+def resolve(model: nn.Module, example: Any = None, *, seed: int = 0) -> Inputs:
+    """``Inputs`` from what the user gave.
+
+    ``example``: a tensor (one argument), a tuple or list of arguments, a dict of keyword arguments, or a shape such
+    as ``(3, 224, 224)``, to which a batch of 2 is added; ``None`` takes the size in the model's configuration.
+    Shapes become seeded normal noise in the model's dtype. Raises ``TraceError`` when there is no size to take.
+    """
+    if isinstance(example, Inputs):
+        return example
+    if example is None:
+        size = default_size(model)
+        if size is None:
+            raise TraceError(
+                f"no input size given, and {type(model).__name__} does not name one. "
+                "Give it: example_inputs=(3, 224, 224), or --input-size 3,224,224."
+            )
+        example = size
+    if isinstance(example, torch.Tensor):
+        return Inputs((example,), {})
+    if isinstance(example, dict):
+        return Inputs((), dict(example))
+    if isinstance(example, list | tuple):
+        if example and all(isinstance(n, int) and not isinstance(n, bool) for n in example):
+            if min(example) < 1:
+                raise TraceError(f"input size {tuple(example)}: every side must be at least 1.")
+            return Inputs((noise((BATCH, *example), dtype_of(model), seed),), {})
+        return Inputs(tuple(example), {})
+    raise TraceError(
+        f"example_inputs is a {type(example).__name__}; expected a tensor, a tuple of arguments, "
+        "a dict of keyword arguments, or a shape such as (3, 224, 224)."
+    )
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The dtype of the first floating-point parameter, ``float32`` when there is none."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def noise(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """Normal noise from its own generator: the global one stays as it was."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)

@@ -1,0 +1,196 @@
+"""(model, plan) -> model: the only file that changes a model. Does what the plan says, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from se_inject.blocks import BLOCKS
+from se_inject.errors import PlanMismatchError, SpliceError
+from se_inject.fingerprint import fingerprint
+from se_inject.generated import generated, is_generated
+from se_inject.source import Edit
+from se_inject.types import Decision, Plan
+
+RECORD = "_se_inject"  # attribute of the root: what was done, so that `remove` can undo it
+
+
+def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
+    """The model with every planned block in it; a deep copy unless ``inplace``.
+
+    Raises ``PlanMismatchError`` when the plan was made for another model; then nothing was changed.
+    """
+    found = fingerprint(model)
+    if found != plan.fingerprint:
+        raise PlanMismatchError(
+            f"the plan was made for {plan.model} with fingerprint {plan.fingerprint[:12]}; this model has "
+            f"{found[:12]}: other classes, keys or shapes. Make the plan again for this model."
+        )
+    classes = _classes(model, plan)  # may refuse: before anything changes
+    if not inplace:
+        model = copy.deepcopy(model)
+    records = [_insert(model, decision, plan.seed) for decision in plan.insertions]
+    for path, cls in classes.items():
+        _module(model, path).__class__ = cls
+    for graph_path in {d.site.carrier.path for d in plan.insertions if d.site.carrier and d.site.carrier.node}:
+        _splice_graph(_module(model, graph_path), [d for d in plan.insertions if _carrier(d).path == graph_path])
+    model.__dict__[RECORD] = (*model.__dict__.get(RECORD, ()), *records)
+    return model
+
+
+def remove(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """The model without the blocks that this tool put in: classes, attributes and doubled norms as they were.
+
+    Outputs equal the original's only if the blocks were not trained. Raises ``SpliceError`` when the model holds no
+    such block, or a class is not the one that was generated; then nothing was changed.
+    """
+    records = model.__dict__.get(RECORD, ())
+    if not records:
+        raise SpliceError(f"{type(model).__name__} holds no block that se_inject inserted: nothing to remove.")
+    for record in records:
+        module = _module(model, record["path"])
+        if record["kind"] in ("source", "callee") and not is_generated(type(module)):
+            raise SpliceError(
+                f"{record['path']} is a {type(module).__name__}, not the class that was generated for it "
+                "(wrapped by FSDP or swapped since?): unwrap it first."
+            )
+    if not inplace:
+        model = copy.deepcopy(model)
+    for record in reversed(records):
+        _undo(model, record)
+    del model.__dict__[RECORD]
+    return model
+
+
+def _carrier(decision: Decision) -> Any:
+    carrier = decision.site.carrier
+    if carrier is None:
+        raise PlanMismatchError(f"the plan inserts at {decision.site.id}, but says not how")
+    return carrier
+
+
+def _module(model: nn.Module, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise PlanMismatchError(f"the model has no module {path!r}, which the plan changes") from error
+
+
+def _classes(model: nn.Module, plan: Plan) -> dict[str, type]:
+    edits: dict[str, tuple[Edit, ...]] = {}
+    for decision in plan.insertions:
+        carrier = _carrier(decision)
+        if carrier.kind in ("source", "callee"):
+            edits[carrier.path] = (*edits.get(carrier.path, ()), Edit(carrier.name, carrier.position))
+    return {path: generated(type(_module(model, path)), edit) for path, edit in edits.items()}
+
+
+def make_block(decision: Decision, seed: int, like: nn.Module | None) -> nn.Module:
+    """The block of a decision, in the dtype and on the device of ``like``, from its own random stream."""
+    block = BLOCKS[decision.block]
+    tensor = next((p for p in like.parameters() if p.is_floating_point()), None) if like is not None else None
+    # The seed of a site does not depend on the other sites, nor on the state of the global generator.
+    with forked_rng(seed ^ zlib.crc32(decision.site.id.encode())):
+        module = block.module(**decision.kwargs)
+    module.train(like.training if like is not None else False)
+    return module if tensor is None else module.to(device=tensor.device, dtype=tensor.dtype)
+
+
+@contextmanager
+def forked_rng(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        yield
+
+
+def _insert(model: nn.Module, decision: Decision, seed: int) -> dict[str, Any]:
+    carrier = _carrier(decision)
+    parent_path, _, name = decision.key.rpartition(".")
+    parent = _module(model, parent_path)
+    has_weights = any(True for _ in parent.parameters())
+    block = make_block(decision, seed, parent if has_weights else model)
+    previous = _clear(parent, name, carrier.kind)
+    parent.add_module(name, block)
+    if decision.init == "absorb":
+        _scale(_module(model, decision.site.absorb), 2.0)
+    return {
+        "path": carrier.path,
+        "parent": parent_path,
+        "name": name,
+        "kind": carrier.kind,
+        "previous": previous,
+        "absorb": decision.site.absorb if decision.init == "absorb" else "",
+    }
+
+
+def _clear(parent: nn.Module, name: str, kind: str) -> str:
+    """Make room for a child, and say what was there: nothing, a ``None``, or an Identity to be filled."""
+    if name in parent.__dict__ and parent.__dict__[name] is None:
+        del parent.__dict__[name]
+        return "attribute"
+    child = parent._modules.get(name)
+    if name in parent._modules and child is None:
+        return "child"
+    if kind == "slot" and type(child) is nn.Identity:
+        return "identity"
+    if hasattr(parent, name):
+        raise PlanMismatchError(f"{type(parent).__name__} already has an attribute {name!r}, which the plan would set")
+    return "nothing"
+
+
+def _scale(norm: nn.Module, factor: float) -> None:
+    """Weight and bias times a power of two: exact. Out of place, for a file that is mapped into memory."""
+    for name in ("weight", "bias"):
+        old = getattr(norm, name)
+        setattr(norm, name, nn.Parameter(old.detach() * factor, requires_grad=old.requires_grad))
+
+
+def _undo(model: nn.Module, record: dict[str, Any]) -> None:
+    parent = _module(model, record["parent"])
+    delattr(parent, record["name"])
+    if record["previous"] == "attribute":
+        parent.__dict__[record["name"]] = None
+    elif record["previous"] == "child":
+        parent._modules[record["name"]] = None
+    elif record["previous"] == "identity":
+        parent.add_module(record["name"], nn.Identity())
+    if record["absorb"]:
+        _scale(_module(model, record["absorb"]), 0.5)
+    carrier: Any = _module(model, record["path"])
+    if record["kind"] in ("source", "callee") and is_generated(type(carrier)):
+        carrier.__class__ = type(carrier).se_base
+    elif record["kind"] == "graph":
+        key = f"{record['parent']}.{record['name']}".removeprefix(f"{record['path']}.").strip(".")
+        _unsplice_graph(carrier, key)
+
+
+def _splice_graph(module: nn.Module, decisions: list[Decision]) -> None:
+    """Insert one ``call_module`` behind each planned node; every other user of the value gets the gated one."""
+    assert isinstance(module, fx.GraphModule)
+    nodes = {node.name: node for node in module.graph.nodes}
+    for decision in decisions:
+        carrier = _carrier(decision)
+        node = nodes.get(carrier.node)
+        if node is None:
+            raise PlanMismatchError(f"the graph has no node {carrier.node!r}, behind which the plan inserts")
+        with module.graph.inserting_after(node):
+            new = module.graph.call_module(carrier.name, (node,))
+        node.replace_all_uses_with(new, delete_user_cb=lambda user, new=new: user is not new)
+        nodes[carrier.node] = new  # a second insertion at the same place goes behind the first
+    module.graph.lint()
+    module.recompile()
+
+
+def _unsplice_graph(module: nn.Module, target: str) -> None:
+    assert isinstance(module, fx.GraphModule)
+    for node in list(module.graph.nodes):
+        if node.op == "call_module" and node.target == target:
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+    module.recompile()

@@ -1,0 +1,243 @@
+"""The plain data that the parts hand to each other: frozen, JSON in and out, no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+SCHEMA_VERSION = 1
+
+CarrierKind = Literal["slot", "source", "append", "callee", "graph"]
+Status = Literal["insert", "skip"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Position:
+    """An expression in the source of a method: lines from the method's first line (0), columns in UTF-8 bytes."""
+
+    module: str  # module of the class that defines the method
+    cls: str  # qualified name of that class
+    method: str
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+    digest: str  # SHA-256 of the method's source: the position means nothing in another version
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """How the new child comes to run at a site.
+
+    ``slot``: an unused attribute that the forward already calls is filled; ``source``: one call is inserted in the
+    owner's own method; ``append``: the block becomes the last child of a ``Sequential``; ``callee``: the returned
+    value of the child's forward is wrapped; ``graph``: a node is spliced into a ``GraphModule``.
+    """
+
+    kind: CarrierKind
+    path: str  # the module that gets the new child
+    name: str  # the new child's name in it
+    position: Position | None = None  # source: the expression that is wrapped
+    node: str | None = None  # graph: the node after which the block stands
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the model where a block can stand, with everything the rules may ask about it."""
+
+    id: str  # stable and readable: "layer1.0:standard"
+    placement: str
+    owner: str  # path of the module whose forward holds the place
+    cls: str  # its class
+    channels: int
+    axis: int  # of the channels
+    shape: tuple[int, ...]
+    stage: int  # rank of the resolution among the model's sites, 1 is the largest
+    order: int  # position in the order of execution
+    block_channels: int  # channels that enter the block
+    block: str  # id of the innermost residual block around it, or the owner's path
+    calls: int  # how often one forward runs it
+    kernel: tuple[int, ...] = ()  # of the convolution before it
+    depthwise: bool = False
+    projects: bool = False  # the next 1x1 convolution has no more channels out than in
+    nested: int = 0  # residual blocks inside this one's branch
+    gated: str = ""  # why it counts as already gated
+    carrier: Carrier | None = None
+    obstacle: str = ""  # why no carrier could be found
+    absorb: str = ""  # path of the batch norm that `absorb` doubles
+    absorb_obstacle: str = ""  # why `absorb` is not possible here
+    note: str = ""  # said in the report: for instance that the place exists in train mode only
+
+    @property
+    def layout(self) -> str:
+        """``NCHW``, ``NHWC``, ``NLC`` and so on, from rank and channel axis."""
+        rank = len(self.shape)
+        space = {2: "", 3: "L", 4: "HW", 5: "DHW"}.get(rank, f"{rank - 2}d")
+        return "NC" + space if self.axis == 1 else "N" + space + "C"
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """Which block, and with which options: ``{"name": "se", "rd_ratio": 0.0625, ...}`` in rules."""
+
+    name: str = "se"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens at one site, and why. ``kwargs`` are the block's constructor arguments, all resolved."""
+
+    site: Site
+    status: Status
+    reason: str
+    block: str = "se"
+    init: str = "identity"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Path of the new module: ``layer1.0.se``."""
+        carrier = self.site.carrier
+        assert carrier is not None
+        return f"{carrier.path}.{carrier.name}" if carrier.path else carrier.name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every site found and what is to be done there; re-applied to a fresh model it needs no rules."""
+
+    model: str  # "timm:resnet18", or the class of a model given through the API
+    model_args: dict[str, Any]
+    inputs: Any  # shapes and dtypes of the example inputs, as nested plain data
+    fingerprint: str  # SHA-256 of the keys, shapes and classes of the model
+    rules: dict[str, Any]
+    seed: int
+    decisions: tuple[Decision, ...]
+    notes: tuple[str, ...] = ()  # modules that could not be followed, fallbacks taken
+    schema: int = SCHEMA_VERSION
+
+    @property
+    def insertions(self) -> tuple[Decision, ...]:
+        return tuple(d for d in self.decisions if d.status == "insert")
+
+    @property
+    def skips(self) -> tuple[Decision, ...]:
+        return tuple(d for d in self.decisions if d.status == "skip")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one forward of a model costs at the example's size, per sample where it depends on the batch."""
+
+    parameters: int
+    macs: int  # multiply-accumulates of convolutions, linear layers and matrix products; FLOPs = 2 x MACs
+    elementwise: int  # additions, multiplications, activations, norms and poolings, one per element
+    activation_bytes: int  # outputs of all leaf modules
+    uncounted: dict[str, int] = field(default_factory=dict)  # operator -> calls that no column counts
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.macs
+
+
+@dataclass(frozen=True)
+class SiteCost:
+    """What one insertion adds."""
+
+    id: str
+    parameters: int
+    macs: int
+    elementwise: int
+    activation_bytes: int
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check after the splice. ``passed`` is None when it did not apply, and ``detail`` says why."""
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file that was written, by its path in the output folder."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the renderers show; they add nothing of their own."""
+
+    plan: Plan
+    before: Cost
+    after: Cost
+    sites: tuple[SiteCost, ...]  # one for each insertion, in plan order
+    checks: tuple[Check, ...]
+    source: dict[str, Any] = field(default_factory=dict)  # where the weights came from, what was unwrapped
+    versions: dict[str, str] = field(default_factory=dict)
+    artifacts: tuple[Artifact, ...] = ()
+    rewritten: dict[str, str] = field(default_factory=dict)  # class -> its generated source
+    schema: int = SCHEMA_VERSION
+
+
+def to_dict(value: Any) -> Any:
+    """Dataclasses to plain JSON data, all the way down."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_dict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_dict(item) for item in value]
+    return value
+
+
+def from_dict(cls: type[T], data: Any) -> T:
+    """The dataclass ``cls`` from plain data; unknown and missing fields and wrong types are a ``ValueError``."""
+    return typing.cast(T, _read(cls, data, cls.__name__))
+
+
+def _read(kind: Any, data: Any, where: str) -> Any:
+    if kind is Any:
+        return data
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if data is None and type(None) in args:
+            return None
+        return _read(next(a for a in args if a is not type(None)), data, where)
+    if origin is Literal:
+        if data not in args:
+            raise ValueError(f"{where}: expected one of {', '.join(map(repr, args))}, found {data!r}")
+        return data
+    if origin is tuple:
+        if not isinstance(data, list | tuple):
+            raise ValueError(f"{where}: expected a list, found {type(data).__name__}")
+        return tuple(_read(args[0], item, f"{where}[{i}]") for i, item in enumerate(data))
+    if origin is dict or kind is dict:
+        if not isinstance(data, dict):
+            raise ValueError(f"{where}: expected a mapping, found {type(data).__name__}")
+        return {str(k): _read(args[1] if args else Any, v, f"{where}.{k}") for k, v in data.items()}
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(data, dict):
+            raise ValueError(f"{where}: expected a mapping, found {type(data).__name__}")
+        hints = typing.get_type_hints(kind)
+        fields = {f.name: f for f in dataclasses.fields(kind)}
+        if unknown := sorted(set(data) - set(fields)):
+            raise ValueError(f"{where}: unknown field {unknown[0]!r}")
+        for name, f in fields.items():
+            required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+            if required and name not in data:
+                raise ValueError(f"{where}: field {name!r} is missing")
+        return kind(**{name: _read(hints[name], data[name], f"{where}.{name}") for name in data})
+    if isinstance(data, bool) and kind is not bool or not isinstance(data, kind):
+        raise ValueError(f"{where}: expected {kind.__name__}, found {data!r}")
+    return data

@@ -1,0 +1,28 @@
+"""What the tests share."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Batch norms with gammas, betas and running statistics of their own.
+
+    timm zeroes the last gamma of every block: there any gate is the identity, and a comparison shows nothing.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.GroupNorm | nn.LayerNorm):
+                if module.weight is not None:
+                    module.weight.copy_(0.5 + torch.rand(module.weight.shape, generator=generator))
+                if module.bias is not None:
+                    module.bias.copy_(0.2 * torch.randn(module.bias.shape, generator=generator))
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+                module.running_mean.copy_(0.2 * torch.randn(module.running_mean.shape, generator=generator))
+                module.running_var.copy_(0.5 + torch.rand(module.running_var.shape, generator=generator))
+            for name, parameter in module._parameters.items():
+                if parameter is not None and name.startswith("gamma"):  # layer scale, often 1e-6
+                    parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
+    return model
