@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from se_inject.inputs import Inputs
-from se_inject.ops import HOMOGENEOUS, data, op, steps
+from se_inject.ops import HOMOGENEOUS, data, steps
 from se_inject.source import current_code, position
 from se_inject.trace import TORCH_DIR, Call, Names, Spot, Trace, methods, record
 from se_inject.types import Carrier
@@ -102,7 +102,7 @@ def _callee(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, st
 
 
 def free_name(module: nn.Module, base: str = CHILD) -> str:
-    """``se``, or ``se_1`` and so on when the module has an attribute of that name; a ``None`` that nothing reads may go."""
+    """``se``, or ``se_1`` and so on when the module has such an attribute; a ``None`` that nothing reads may go."""
     name, n = base, 0
     while hasattr(module, name) and not (getattr(module, name) is None and name not in _read(type(module))):
         n += 1
@@ -188,9 +188,10 @@ def batch_norm(index: Index, node: fx.Node) -> tuple[str, str]:
 
 
 def _affine(index: Index, path: str) -> tuple[str, str]:
-    module = _submodule(index.trace.root, path)
+    module: Any = _submodule(index.trace.root, path)
     name = f"{path} ({type(module).__name__})"
-    if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+    norm: bool = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    if not norm:
         return "", f"{name} is not a batch norm with weight and bias"
     if parametrize.is_parametrized(module):
         return "", f"{name} is parametrized"

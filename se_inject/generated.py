@@ -123,15 +123,15 @@ def _generate(base: type, edits: tuple[Edit, ...]) -> type:
     return cls
 
 
-def _add_wrapper(cls: type, name: str) -> None:
+def _add_wrapper(cls: Any, name: str) -> None:
     """For a forward whose source cannot be read: call it, then the block."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self, name)(super(cls, self).forward(*args, **kwargs))  # type: ignore[misc]
+        return getattr(self, name)(super(cls, self).forward(*args, **kwargs))
 
-    functools.update_wrapper(forward, cls.forward)  # type: ignore[attr-defined]
+    functools.update_wrapper(forward, cls.forward)
     del forward.__wrapped__  # type: ignore[attr-defined]
-    cls.forward = forward  # type: ignore[attr-defined]
+    cls.forward = forward
 
 
 def _rebuild(original: Any, function: ast.FunctionDef, filename: str, name: str) -> Any:
@@ -181,9 +181,7 @@ def _redecorate(original: Any, inner: Any, new: Any) -> Any:
     cells = tuple(
         CellType(wrapped) if _content(cell) is original.__wrapped__ else cell for cell in original.__closure__ or ()
     )
-    again = FunctionType(
-        original.__code__, original.__globals__, original.__name__, original.__defaults__, cells
-    )
+    again = FunctionType(original.__code__, original.__globals__, original.__name__, original.__defaults__, cells)
     again.__kwdefaults__ = original.__kwdefaults__
     functools.update_wrapper(again, wrapped)
     return again
@@ -204,5 +202,5 @@ def _reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:
 
 
 def _new(base: type, edits: tuple[Edit, ...]) -> nn.Module:
-    cls = generated(base, edits)
+    cls: Any = generated(base, edits)
     return cls.__new__(cls)

@@ -20,11 +20,12 @@ class Inputs:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    shape: tuple[int, ...] | None = None  # without the batch, when the input was made from a shape alone
 
     def map(self, fn: Any) -> Inputs:
         """The same arguments with ``fn`` applied to every tensor."""
         args, kwargs = pytree.tree_map_only(torch.Tensor, fn, (self.args, self.kwargs))
-        return Inputs(args, kwargs)
+        return Inputs(args, kwargs, self.shape)
 
     def describe(self) -> Any:
         """Shapes and dtypes as nested plain data, for the plan."""
@@ -72,12 +73,17 @@ def resolve(model: nn.Module, example: Any = None, *, seed: int = 0) -> Inputs:
         if example and all(isinstance(n, int) and not isinstance(n, bool) for n in example):
             if min(example) < 1:
                 raise TraceError(f"input size {tuple(example)}: every side must be at least 1.")
-            return Inputs((noise((BATCH, *example), dtype_of(model), seed),), {})
+            return from_shape(tuple(example), dtype_of(model), seed)
         return Inputs(tuple(example), {})
     raise TraceError(
         f"example_inputs is a {type(example).__name__}; expected a tensor, a tuple of arguments, "
         "a dict of keyword arguments, or a shape such as (3, 224, 224)."
     )
+
+
+def from_shape(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Inputs:
+    """A batch of 2 of seeded normal noise as the one argument."""
+    return Inputs((noise((BATCH, *shape), dtype, seed),), {}, shape)
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:

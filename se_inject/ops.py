@@ -348,7 +348,7 @@ def _permuted(node: fx.Node, axis: int | None) -> int | None:
         args = tuple(args[0])
     if not all(isinstance(a, int) for a in args):
         return None
-    dims = [int(a) % rank for a in args]  # type: ignore[arg-type, call-overload]
+    dims = [int(a) % rank for a in args]  # type: ignore[arg-type]
     if name == "permute":
         return dims.index(axis)
     if name in ("transpose", "swapaxes") and len(dims) == 2:

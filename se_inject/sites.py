@@ -15,7 +15,7 @@ from torch import fx
 
 from se_inject.carriers import Index, batch_norm, carrier
 from se_inject.flow import Join, end, gated, joins
-from se_inject.ops import Op, chain, channel_axis, data, passes, shape
+from se_inject.ops import Op, chain, channel_axis, data, gate, passes, shape
 from se_inject.trace import Call, Trace
 from se_inject.types import Site
 
@@ -59,11 +59,19 @@ class Flow:
                 return min(holding, key=lambda found: found[:2])[2]
             if here.node is None:
                 return None
-            here, node = here.parent, here.node
+            node, here = here.node, here.parent
         return None
 
 
-def find(trace: Trace, placements: tuple[str, ...] = ("standard", "inner")) -> tuple[Site, ...]:
+@dataclass(frozen=True)
+class Found:
+    """The sites of a trace, and the nodes at which each stands: one for each call of its owner."""
+
+    sites: tuple[Site, ...]
+    places: dict[str, tuple[tuple[Call, fx.Node], ...]]
+
+
+def find(trace: Trace, placements: tuple[str, ...] = ("standard", "inner")) -> Found:
     """All sites of the given placements, in order of execution."""
     flow, index = Flow(trace.calls), Index(trace)
     candidates = [c for call in trace.calls for p in placements for c in PLACEMENTS[p](flow, call)]
@@ -73,11 +81,11 @@ def find(trace: Trace, placements: tuple[str, ...] = ("standard", "inner")) -> t
     firsts = [group[0] for group in groups.values()]
     nested = _nested(flow)
     areas = sorted({_area(c.node) for c in firsts}, reverse=True)
-    sites = []
-    for group in groups.values():
-        sites.append((_site(index, group, nested, 1 + areas.index(_area(group[0].node))), group[0]))
-    sites.sort(key=lambda pair: pair[0].order)
-    return tuple(_named(sites))
+    pairs = [(_site(index, group, nested, 1 + areas.index(_area(group[0].node))), group) for group in groups.values()]
+    pairs.sort(key=lambda pair: pair[0].order)
+    sites = tuple(_named([(site, group[0]) for site, group in pairs]))
+    places = {site.id: tuple((c.call, c.node) for c in group) for site, (_, group) in zip(sites, pairs, strict=True)}
+    return Found(sites, places)
 
 
 def standard(flow: Flow, call: Call) -> Iterator[Candidate]:
@@ -95,7 +103,7 @@ def inner(flow: Flow, call: Call) -> Iterator[Candidate]:
         layer = _unit(node)
         if layer is None or not layer.spatial:
             continue
-        place, follower, gate = _follow(node)
+        place, follower, gated_by = _follow(node)
         if follower is None:
             continue
         join = flow.around(call, node)
@@ -108,7 +116,7 @@ def inner(flow: Flow, call: Call) -> Iterator[Candidate]:
             kernel=layer.kernel,
             depthwise=layer.depthwise,
             projects=follower.outputs <= follower.inputs,
-            gated=gate,
+            gated=gated_by,
         )
 
 
@@ -131,31 +139,29 @@ def _unit(node: fx.Node) -> Op | None:
 def _follow(node: fx.Node) -> tuple[fx.Node, Op | None, str]:
     """From a convolution through norm and activation to the next layer: the last value before it, the layer if it is
     a 1x1 convolution, and the gate met on the way."""
-    place, gate, current = node, "", node
+    place, gated_by, current = node, "", node
     while len(current.users) == 1 or _gates(current):
         if _gates(current):
             current = _gates(current)[0]
-            gate = f"already gated by {current.meta.get('path') or current.name}"
+            gated_by = f"already gated by {current.meta.get('path') or current.name}"
             continue
         user = next(iter(current.users))
         layer = _unit(user) if user.op != "output" else None
         if layer is not None:
-            return place, (layer if layer.pointwise else None), gate
+            return place, (layer if layer.pointwise else None), gated_by
         kinds = {o.kind for o in chain(user)} if user.op != "output" else {"output"}
         if not kinds <= {"norm", "act", "pass", "scale", "bias", "gate", "blur"}:
             break
         if "gate" in kinds:
-            gate = f"already gated by {user.meta.get('path') or user.name}"
-        if not passes(user) and "gate" not in kinds and "blur" not in kinds and not gate:
+            gated_by = f"already gated by {user.meta.get('path') or user.name}"
+        if not passes(user) and "gate" not in kinds and "blur" not in kinds and not gated_by:
             place = user
         current = user
-    return place, None, gate
+    return place, None, gated_by
 
 
 def _gates(node: fx.Node) -> list[fx.Node]:
     """Gates written out in the owner's own forward: the value is used for the squeeze and for the product."""
-    from se_inject.ops import gate
-
     return [user for user in node.users if gate(user) is node] if len(node.users) > 1 else []
 
 

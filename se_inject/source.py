@@ -87,9 +87,10 @@ def find(function: ast.FunctionDef, place: Position) -> ast.expr | ast.AugAssign
     """The expression, or the augmented assignment, at a position of ``parse``'s tree."""
     wanted = (place.line + 2, place.column, place.end_line + 2, place.end_column)
     for node in ast.walk(function):
-        if isinstance(node, ast.expr | ast.AugAssign):
-            if (node.lineno, node.col_offset, node.end_lineno, node.end_col_offset) == wanted:
-                return node
+        if not isinstance(node, ast.expr | ast.AugAssign):
+            continue
+        if (node.lineno, node.col_offset, node.end_lineno, node.end_col_offset) == wanted:
+            return node
     return None
 
 

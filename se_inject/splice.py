@@ -26,12 +26,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
 
     Raises ``PlanMismatchError`` when the plan was made for another model; then nothing was changed.
     """
-    found = fingerprint(model)
-    if found != plan.fingerprint:
-        raise PlanMismatchError(
-            f"the plan was made for {plan.model} with fingerprint {plan.fingerprint[:12]}; this model has "
-            f"{found[:12]}: other classes, keys or shapes. Make the plan again for this model."
-        )
+    require_fingerprint(model, plan)
     classes = _classes(model, plan)  # may refuse: before anything changes
     if not inplace:
         model = copy.deepcopy(model)
@@ -42,6 +37,16 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
         _splice_graph(_module(model, graph_path), [d for d in plan.insertions if _carrier(d).path == graph_path])
     model.__dict__[RECORD] = (*model.__dict__.get(RECORD, ()), *records)
     return model
+
+
+def require_fingerprint(model: nn.Module, plan: Plan) -> None:
+    """Raise ``PlanMismatchError`` when the plan was made for another model."""
+    found = fingerprint(model)
+    if found != plan.fingerprint:
+        raise PlanMismatchError(
+            f"the plan was made for {plan.model} with fingerprint {plan.fingerprint[:12]}; this model has "
+            f"{found[:12]}: other classes, keys or shapes. Make the plan again for this model."
+        )
 
 
 def remove(model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -105,7 +110,7 @@ def make_block(decision: Decision, seed: int, like: nn.Module | None) -> nn.Modu
 @contextmanager
 def forked_rng(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not the accelerators'
         yield
 
 

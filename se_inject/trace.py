@@ -132,8 +132,8 @@ def record(names: Names, module: nn.Module, inputs: Inputs) -> list[Call]:
     handles: list[Any] = []
     graph_modules = [m for m in module.modules() if isinstance(m, fx.GraphModule)]
     try:
-        for child in graph_modules:
-            recorder.interpret(child)
+        for graph_module in graph_modules:
+            recorder.interpret(graph_module)
         for child in module.modules():
             handles.append(child.register_forward_pre_hook(recorder.enter, with_kwargs=True))
             handles.append(child.register_forward_hook(recorder.leave, with_kwargs=True))
@@ -142,8 +142,8 @@ def record(names: Names, module: nn.Module, inputs: Inputs) -> list[Call]:
     finally:
         for handle in handles:
             handle.remove()
-        for child in graph_modules:
-            child.__dict__.pop("forward", None)
+        for graph_module in graph_modules:
+            graph_module.__dict__.pop("forward", None)
     return recorder.calls
 
 
@@ -256,9 +256,7 @@ class Recorder(TorchFunctionMode):
         self.order += 1
         return self.order
 
-    def _results(
-        self, call: Call, node: fx.Node, output: Any, versions: dict[int, int], alias: bool = True
-    ) -> Any:
+    def _results(self, call: Call, node: fx.Node, output: Any, versions: dict[int, int], alias: bool = True) -> Any:
         """Bind the output's tensors to ``node``. A tensor that went in and came out gets a name of its own, so that
         the value before and the value after stay two nodes."""
         leaves, spec = pytree.tree_flatten(output)
@@ -319,7 +317,8 @@ class Recorder(TorchFunctionMode):
 
     def _spot(self, call: Call) -> Spot | None:
         """The innermost frame that runs a method of ``call.module``, and the expression at which it stands."""
-        codes, direct = methods(type(call.module)), True
+        cls: Any = type(call.module)
+        codes, direct = methods(cls), True
         frame: FrameType | None = sys._getframe(2)
         while frame is not None:
             code = frame.f_code
@@ -334,7 +333,7 @@ class Recorder(TorchFunctionMode):
         return None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def methods(cls: type) -> dict[CodeType, tuple[str, type]]:
     """Code object -> (method name, defining class) for every method of ``cls``, decorators looked through."""
     found: dict[CodeType, tuple[str, type]] = {}

@@ -108,6 +108,16 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """What the original was, for `verify` without it: hashes of its tensors, and its outputs on a seeded probe."""
+
+    tensors: dict[str, str] = field(default_factory=dict)  # name -> SHA-256 of its bytes
+    probe: tuple[int, ...] = ()  # shape without the batch, empty when the probe was not made from a shape
+    outputs: tuple[str, ...] = ()  # SHA-256 of each output tensor
+    samples: tuple[float, ...] = ()  # the first values of the first output, for another machine's arithmetic
+
+
+@dataclass(frozen=True)
 class Plan:
     """Every site found and what is to be done there; re-applied to a fresh model it needs no rules."""
 
@@ -118,7 +128,8 @@ class Plan:
     rules: dict[str, Any]
     seed: int
     decisions: tuple[Decision, ...]
-    notes: tuple[str, ...] = ()  # modules that could not be followed, fallbacks taken
+    notes: tuple[str, ...] = ()  # fallbacks taken while tracing
+    baseline: Baseline = field(default_factory=Baseline)
     schema: int = SCHEMA_VERSION
 
     @property
@@ -237,7 +248,8 @@ def _read(kind: Any, data: Any, where: str) -> Any:
             required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
             if required and name not in data:
                 raise ValueError(f"{where}: field {name!r} is missing")
-        return kind(**{name: _read(hints[name], data[name], f"{where}.{name}") for name in data})
-    if isinstance(data, bool) and kind is not bool or not isinstance(data, kind):
+        make: Any = kind
+        return make(**{name: _read(hints[name], data[name], f"{where}.{name}") for name in data})
+    if (isinstance(data, bool) and kind is not bool) or not isinstance(data, kind):
         raise ValueError(f"{where}: expected {kind.__name__}, found {data!r}")
     return data

@@ -119,7 +119,7 @@ def _nothing(sites: tuple[Site, ...], rules: Rules, decisions: tuple[Decision, .
             "no site found: the model has no residual block and no convolution followed by a 1x1 projection. "
             "`se-inject list placements` says what is looked for."
         )
-    patterns = [p for rule in (rules, *rules.sites) for p in rule.include]
+    patterns = [*rules.include, *(p for entry in rules.sites for p in entry.include)]
     unmatched = [p for p in patterns if all(included(Rules(include=(p,)), site) for site in sites)]
     if unmatched:
         near = closest(unmatched[0].removeprefix("re:"), {site.owner for site in sites})

@@ -1,0 +1,251 @@
+"""The command line: options are parsed here, one function of the library is called, its result is printed.
+
+Exit codes: 0 done, 1 a refusal with one clear line, 2 wrong usage. Nothing heavy is imported before it is needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from se_inject import __version__
+from se_inject.errors import SEInjectError
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class Commands(click.Group):
+    """Turns a refusal of the library into one line on standard error and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SEInjectError as error:
+            message = " ".join(printable(str(error)).split())
+            click.echo(f"{click.style('Error', fg='red')}: {message}", err=True)
+            ctx.exit(1)
+
+
+def printable(text: str) -> str:
+    """Control characters as escapes: names in models and files are not trusted with the terminal."""
+    return "".join(c if c.isprintable() or c in "\n " else c.encode("unicode_escape").decode() for c in text)
+
+
+@click.group(cls=Commands, context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="se-inject")
+def main() -> None:
+    """Splice channel attention into a pretrained PyTorch model, and prove that nothing else changed.
+
+    \b
+    Examples:
+      se-inject convert timm:resnet50 --pretrained -o out
+      se-inject plan torchvision:mobilenet_v2
+      se-inject verify out
+    """
+
+
+def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda command: functools.reduce(lambda done, wrap: wrap(done), reversed(decorators), command)
+
+
+model_options = options(
+    click.argument("model"),
+    click.option(
+        "--model-arg", "model_arg", multiple=True, metavar="KEY=VALUE", help="Constructor option; repeatable."
+    ),
+    click.option("--pretrained", is_flag=True, help="Weights that the library downloads."),
+    click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights from a torch or safetensors file."),
+    click.option("--random-init", is_flag=True, help="Random weights, on purpose."),
+    click.option("--allow-missing", multiple=True, metavar="GLOB", help="Keys the checkpoint may lack; repeatable."),
+    click.option("--ema/--no-ema", default=None, help="Averaged or raw weights, where a checkpoint has both."),
+    click.option("--allow-pickle", is_flag=True, help="Run code that the checkpoint names. Only for files you made."),
+    click.option("--input-size", metavar="C,H,W", help="Size of one input; default: the model's own configuration."),
+)
+rule_options = options(
+    click.option("--rules", type=click.Path(path_type=Path), help="YAML file of rules."),
+    click.option("--placement", help="auto (default), standard, inner: `se-inject list placements`."),
+    click.option("--block", help="Which block: `se-inject list blocks`.  [default: se]"),
+    click.option("--block-arg", multiple=True, metavar="KEY=VALUE", help="Option of the block: gate=hardsigmoid."),
+    click.option("--ratio", type=click.FloatRange(min=0, min_open=True), help="Channels / reduced channels: 16."),
+    click.option("--init", help="identity (default, bit-equal start), absorb, paper."),
+    click.option("--include", multiple=True, metavar="PATTERN", help="Paths to take: glob, or re:... ; repeatable."),
+    click.option("--exclude", multiple=True, metavar="PATTERN", help="Paths to leave out; repeatable."),
+    click.option("--min-channels", type=click.IntRange(min=0), help="Leave out narrower sites."),
+    click.option("--stages", metavar="N,N", help="Only these stages (1 is the largest resolution)."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of new weights and of the probe."),
+)
+base_options = options(
+    click.option("--model", help="pkg.module:factory of the base model, if it is not from timm or torchvision."),
+    click.option("--model-arg", multiple=True, metavar="KEY=VALUE", help="Its constructor options; repeatable."),
+)
+output_options = options(
+    click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables."),
+    click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
+)
+
+
+@main.command(context_settings=CONTEXT)
+@model_options
+@rule_options
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Apply this plan.json instead of rules.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--force", is_flag=True, help="Replace an earlier output.")
+@click.option("--verify/--no-verify", "check", default=True, show_default=True, help="Run the checks.")
+@output_options
+def convert(model: str, output: Path, force: bool, check: bool, as_json: bool, quiet: bool, **given: Any) -> None:
+    """Rewrite MODEL with attention blocks in it, check it, and write it with a report.
+
+    MODEL is timm:NAME, torchvision:NAME or pkg.module:factory.
+
+    \b
+    Examples:
+      se-inject convert timm:resnet50 --pretrained -o out
+      se-inject convert torchvision:resnet50 --checkpoint r50.pth --placement standard --init absorb -o out
+      se-inject convert my_models:make_net --checkpoint best.safetensors --input-size 3,192,192 -o out
+    """
+    from se_inject import workflow
+    from se_inject.terminal import Terminal
+
+    with Terminal(quiet=quiet or as_json) as screen:
+        report = workflow.convert(model, given, output, force=force, check=check, screen=screen)
+        screen.report(report, output)
+    if as_json:
+        from se_inject.report import to_json
+
+        click.echo(to_json(report), nl=False)
+
+
+@main.command(context_settings=CONTEXT)
+@model_options
+@rule_options
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the plan to this file.")
+@click.option("--all", "show_all", is_flag=True, help="List every skip, not only their number by reason.")
+@output_options
+def plan(model: str, output: Path | None, show_all: bool, as_json: bool, quiet: bool, **given: Any) -> None:
+    """Show where blocks would go in MODEL, and why; nothing is changed and no weights are needed.
+
+    \b
+    Examples:
+      se-inject plan timm:resnet50
+      se-inject plan torchvision:efficientnet_b0 --placement standard --all
+      se-inject plan timm:regnety_002 -o plan.json
+    """
+    from se_inject import workflow
+    from se_inject.terminal import Terminal
+
+    with Terminal(quiet=quiet or as_json) as screen:
+        made = workflow.plan(model, given, output, screen=screen)
+        screen.plan(made, show_all=show_all)
+    if as_json:
+        from se_inject.api import dump
+
+        click.echo(dump(made), nl=False)
+
+
+@main.command(context_settings=CONTEXT)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--model", help="pkg.module:factory of the base model, where the plan names no timm or torchvision model."
+)
+@click.option("--model-arg", multiple=True, metavar="KEY=VALUE", help="Its constructor options; repeatable.")
+@output_options
+def verify(folder: Path, model: str | None, model_arg: tuple[str, ...], as_json: bool, quiet: bool) -> None:
+    """Check an output FOLDER again, without the original: hashes, outputs on the probe, blocks, cost.
+
+    \b
+    Examples:
+      se-inject verify out
+      se-inject verify out --model my_models:make_net
+    """
+    from se_inject import workflow
+    from se_inject.terminal import Terminal
+
+    with Terminal(quiet=quiet or as_json) as screen:
+        checks = workflow.verify(folder, model, model_arg, screen=screen)
+        screen.checks(checks)
+    if as_json:
+        click.echo(json.dumps([vars(check) for check in checks], indent=1))
+    workflow.require(checks)
+
+
+@main.command(context_settings=CONTEXT)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option(
+    "--model", help="pkg.module:factory of the base model, where the plan names no timm or torchvision model."
+)
+@click.option("--model-arg", multiple=True, metavar="KEY=VALUE", help="Its constructor options; repeatable.")
+@click.option("--force", is_flag=True, help="Replace an earlier output.")
+@output_options
+def remove(
+    folder: Path, output: Path, model: str | None, model_arg: tuple[str, ...], force: bool, as_json: bool, quiet: bool
+) -> None:
+    """Take the blocks out of an output FOLDER again, and write the base model's weights.
+
+    \b
+    Example:
+      se-inject remove out -o base
+    """
+    from se_inject import workflow
+    from se_inject.terminal import Terminal
+
+    with Terminal(quiet=quiet or as_json) as screen:
+        summary = workflow.remove(folder, output, model, model_arg, force=force, screen=screen)
+        screen.line(summary["summary"])
+    if as_json:
+        click.echo(json.dumps(summary, indent=1))
+
+
+@main.command(context_settings=CONTEXT)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--format", "kind", type=click.Choice(["terminal", "md", "json"]), default="terminal", show_default=True)
+@click.option("--all", "show_all", is_flag=True, help="List every skip, not only their number by reason.")
+def report(folder: Path, kind: str, show_all: bool) -> None:
+    """Show the report of an output FOLDER.
+
+    \b
+    Examples:
+      se-inject report out
+      se-inject report out --format md
+    """
+    from se_inject import workflow
+    from se_inject.terminal import Terminal
+
+    if kind == "terminal":
+        with Terminal() as screen:
+            screen.report(workflow.read_report(folder), None, show_all=show_all)
+    else:
+        click.echo(workflow.render(folder, kind), nl=False)
+
+
+@main.command("list", context_settings=CONTEXT)
+@click.argument("what", type=click.Choice(["blocks", "placements", "models"]))
+@click.argument("pattern", default="*")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def list_(what: str, pattern: str, as_json: bool) -> None:
+    """List blocks, placements, or models by a glob PATTERN.
+
+    \b
+    Examples:
+      se-inject list blocks
+      se-inject list models '*resnet50*'
+    """
+    from se_inject import workflow
+    from se_inject.terminal import Terminal
+
+    rows = workflow.listing(what, pattern)
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+    else:
+        with Terminal() as screen:
+            screen.table(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

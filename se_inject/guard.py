@@ -1,0 +1,46 @@
+"""What is not a plain model: wrappers are taken off, and what cannot be rewritten is refused by name."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from se_inject.errors import SEInjectError
+
+# Wrapper class (by its qualified name, so that nothing is imported for it) -> attribute that holds the model.
+WRAPPERS = {
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.optim.swa_utils.AveragedModel": "module",
+}
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside compiled, data-parallel and averaged wrappers.
+
+    Raises ``SEInjectError`` for what has no source or no plain parameters: ScriptModule, FSDP, quantized, lazy.
+    """
+    if not isinstance(model, nn.Module):
+        raise SEInjectError(f"expected an nn.Module, found {type(model).__name__}.")
+    while (name := f"{type(model).__module__}.{type(model).__qualname__}") in WRAPPERS:
+        model = getattr(model, WRAPPERS[name])
+    for path, module in model.named_modules():
+        reason = _refusal(module)
+        if reason:
+            where = f" at {path}" if path else ""
+            raise SEInjectError(f"{type(model).__name__} holds {reason}{where}.")
+    return model
+
+
+def _refusal(module: nn.Module) -> str:
+    name = type(module).__module__
+    if isinstance(module, torch.jit.ScriptModule):
+        return "a ScriptModule, which has no Python source: give the model before torch.jit.script or trace"
+    if any("fully_shard" in base.__module__ or "fsdp" in base.__module__ for base in type(module).__mro__):
+        return "an FSDP module: inject first, then shard"
+    if ".quantized" in name and "ao.nn" in name and "FloatFunctional" not in type(module).__name__:
+        return f"a quantized {type(module).__name__}: inject into the float model, then quantize"
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+        return f"an uninitialised {type(module).__name__}: run one forward first, so that its shapes are known"
+    return ""

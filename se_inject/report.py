@@ -1,0 +1,64 @@
+"""One report, many renderings: each a pure function of the ``Report``, and none when its columns do not add up."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from se_inject.errors import LoadError
+from se_inject.render_markdown import to_markdown
+from se_inject.render_terminal import render_checks, render_plan, to_terminal
+from se_inject.tables import check_sums
+from se_inject.types import SCHEMA_VERSION, Report, from_dict, to_dict
+
+__all__ = ["check_sums", "from_json", "render_checks", "render_plan", "to_json", "to_markdown", "to_terminal"]
+
+LARGEST = 2**63 - 1
+
+
+def to_json(report: Report) -> str:
+    """The whole report, plan included; ASCII, keys sorted, the same text for the same report.
+
+    Raises ``VerifyError`` when the report disagrees with itself.
+    """
+    check_sums(report)
+    return json.dumps(to_dict(report), indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def from_json(text: str) -> Report:
+    """The report that ``to_json`` wrote; nothing that it names is imported.
+
+    Raises ``LoadError`` for another schema version or malformed data, ``VerifyError`` when it disagrees with itself.
+    """
+    try:
+        data = json.loads(text, parse_int=_int, parse_constant=_refuse, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise LoadError(f"the report is not JSON of this tool: {error}.") from error
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != SCHEMA_VERSION:
+        raise LoadError(f"the report has schema {schema!r}, this version reads {SCHEMA_VERSION}; convert again.")
+    try:
+        report = from_dict(Report, data)
+    except ValueError as error:
+        raise LoadError(f"the report is malformed: {error}.") from error
+    if keyless := [d.site.id for d in report.plan.insertions if d.site.carrier is None]:
+        raise LoadError(f"the report is malformed: {keyless[0]!r} is inserted, but has no carrier.")
+    check_sums(report)
+    return report
+
+
+def _int(digits: str) -> int:
+    if len(digits) > 20 or abs(int(digits)) > LARGEST:
+        raise ValueError("a number is too large")
+    return int(digits)
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice")
+    return found

@@ -1,0 +1,101 @@
+"""The graphs as specification: what the rewritten modules must look like when they are recorded again.
+
+Two graphs are equal when they compute the same from the same children, in whatever order independent steps stand and
+however many ``Identity`` modules lie between.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from torch import fx, nn
+
+from se_inject.ops import name_of, result
+from se_inject.sites import Found
+from se_inject.trace import Call, Trace
+from se_inject.types import Decision
+
+Insertions = dict[fx.Node, list[str]]  # node -> names of the children behind it, the first innermost
+
+
+def differences(before: Trace, found: Found, decisions: tuple[Decision, ...], after: Trace) -> list[str]:
+    """Paths of the modules whose recorded graph is not the planned one; empty when all are as planned."""
+    inserted: dict[str, Insertions] = {}  # module path -> what its graphs must gain
+    wrapped: dict[str, list[str]] = {}  # module path -> children behind its result
+    for decision in decisions:
+        carrier = decision.site.carrier
+        assert carrier is not None
+        if carrier.kind in ("append", "callee"):
+            wrapped.setdefault(carrier.path, []).append(carrier.name)
+            continue
+        for call, node in found.places[decision.site.id]:
+            inserted.setdefault(call.path, {}).setdefault(node, []).append(carrier.name)
+    touched = {*inserted, *wrapped}
+    old, new = _by_path(before, touched), _by_path(after, touched)
+    wrong = []
+    for path in sorted(touched):
+        if path not in old:  # one of torch.nn's own classes: a single node before, looked into now
+            ok = all(_wraps(call, wrapped[path]) for call in new.get(path, [])) and bool(new.get(path))
+        else:
+            want = [canonical(call, inserted.get(path, {}), wrapped.get(path, [])) for call in old[path]]
+            ok = want == [canonical(call, {}, []) for call in new.get(path, [])]
+        if not ok:
+            wrong.append(path)
+    return wrong
+
+
+def _by_path(trace: Trace, paths: set[str]) -> dict[str, list[Call]]:
+    calls: dict[str, list[Call]] = {}
+    for call in trace.calls:
+        if call.path in paths:
+            calls.setdefault(call.path, []).append(call)
+    return calls
+
+
+def _wraps(call: Call, names: list[str]) -> bool:
+    """Whether the call's result comes out of these children, the last one outermost."""
+    node = result(call)
+    for name in reversed(names):
+        if node is None or node.op != "call_module" or node.target != name:
+            return False
+        node = node.all_input_nodes[0]
+    return True
+
+
+def canonical(call: Call, inserted: Insertions, wrapped: list[str]) -> list[str]:
+    """A hash for each node, made from what it does and from the hashes of its inputs; sorted."""
+    known: dict[fx.Node, str] = {}
+    hashes: list[str] = []
+
+    def put(*parts: Any) -> str:
+        digest = hashlib.sha256(repr(parts).encode()).hexdigest()
+        hashes.append(digest)
+        return digest
+
+    def argument(value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return known[value]
+        if isinstance(value, list | tuple):
+            return tuple(argument(item) for item in value)
+        if isinstance(value, dict):
+            return tuple(sorted((key, argument(item)) for key, item in value.items()))
+        if isinstance(value, slice):
+            return "slice", argument(value.start), argument(value.stop), argument(value.step)
+        return repr(value)
+
+    last = result(call)
+    for node in call.graph.nodes:
+        names = inserted.get(node, [])
+        if node is last:
+            names = [*names, *wrapped]
+        if node.op == "call_module" and type(node.meta["module"]) is nn.Identity:
+            known[node] = known[node.all_input_nodes[0]]
+        else:
+            target = name_of(node) if node.op in ("call_function", "call_method") else str(node.target)
+            target = "" if node.op in ("placeholder", "output") else target
+            place = len(known) if node.op == "placeholder" else 0
+            known[node] = put(node.op, target, place, argument(node.args), argument(node.kwargs))
+        for name in names:
+            known[node] = put("call_module", name, 0, (known[node],), ())
+    return sorted(hashes)

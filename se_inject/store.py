@@ -1,0 +1,165 @@
+"""The output folder: what is written into it, and how it is read again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from se_inject import baseline
+from se_inject.api import Injection, dump
+from se_inject.assign import assign, build_empty, lacks_values
+from se_inject.errors import LoadError, PlanMismatchError, VerifyError
+from se_inject.modeling import NoSource, render
+from se_inject.models import build_model
+from se_inject.skeleton import skeleton, to_meta
+from se_inject.splice import apply
+from se_inject.tensorfile import read_tensors, tensors_writer
+from se_inject.types import SCHEMA_VERSION, Artifact, Check, Plan, Report, from_dict
+from se_inject.wrappers import Keys
+from se_inject.write import Content, write
+
+TENSORS, PLAN, MODELING, REPORT, MARKDOWN = "model.safetensors", "plan.json", "modeling.py", "report.json", "report.md"
+MAX_JSON = 64 << 20
+
+
+def save(
+    injection: Injection,
+    out: Path,
+    *,
+    force: bool = False,
+    source: dict[str, Any] | None = None,
+    inputs: Sequence[Path] = (),
+) -> Report:
+    """Write the folder, and return the report with the check of what was read back and the list of files."""
+    from se_inject import report as renderers
+
+    plan, report = injection.plan, replace(injection.report, source=source or {})
+    state = {k: t for k, t in injection.model.state_dict().items() if isinstance(t, torch.Tensor)}
+    files: dict[str, Content] = {
+        TENSORS: tensors_writer(state, {"format": "pt"}),
+        PLAN: dump(plan).encode(),
+    }
+    try:
+        files[MODELING] = render(injection.base, plan).encode()
+    except NoSource as reason:
+        report = replace(report, checks=(*report.checks, Check("modeling.py", None, f"not written: {reason}")))
+
+    def finish(path: Path) -> None:
+        nonlocal report
+        check = read_back(injection, path.parent / TENSORS)
+        report = replace(report, checks=(*report.checks, check), artifacts=_artifacts(path.parent))
+        if check.passed is False:
+            raise VerifyError(f"what was written does not give the same model back. {check.detail}")
+        path.write_text(renderers.to_json(report))
+
+    files[REPORT] = finish
+    files[MARKDOWN] = lambda path: _write_text(path, renderers.to_markdown(report))
+    write(out, files, force=force, inputs=inputs)
+    return report
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def _artifacts(folder: Path) -> tuple[Artifact, ...]:
+    """The files written so far; the reports come after them and are not listed in themselves."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.name in (TENSORS, PLAN, MODELING):
+            with path.open("rb") as file:
+                found.append(Artifact(path.name, hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size))
+    return tuple(found)
+
+
+def read_back(injection: Injection, path: Path) -> Check:
+    """6. What was written, read back, is the same tensors and gives the same outputs."""
+    model = injection.model
+    tensors = read_tensors(path)
+    before = baseline.digests(model)
+    wrong = [name for name, digest in before.items() if name not in tensors or baseline.digest(tensors[name]) != digest]
+    if wrong or len(tensors) != len(before):
+        return Check("read back", False, f"{len(wrong)} tensors differ, the first is {wrong[:1]}")
+    stored = {id(t) for t in model.state_dict(keep_vars=True).values()}
+    copy = skeleton(model, keep=lambda t: to_meta(t) if id(t) in stored else t.detach().clone())
+    copy.load_state_dict(tensors, assign=True)
+    probe = baseline.shrink(model, injection.inputs, injection.plan.seed)
+    a = baseline.run(model, probe, False, injection.plan.seed)
+    b = baseline.run(copy, probe, False, injection.plan.seed)
+    if a.failure or b.failure:
+        return Check("read back", None if a.failure else False, a.failure or b.failure)
+    same = len(a.outputs) == len(b.outputs) and all(map(torch.equal, a.outputs, b.outputs))
+    detail = f"{len(before)} tensors identical, outputs {'bit-equal' if same else 'differ'}"
+    return Check("read back", same, detail)
+
+
+def read_json(path: Path) -> Any:
+    """JSON of a bounded size, without NaN and duplicate keys. Raises ``LoadError``."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a key stands twice")
+        return found
+
+    def refuse(name: str) -> Any:
+        raise ValueError(f"{name} is no number")
+
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_JSON + 1)
+    except OSError as error:
+        raise LoadError(f"{path}: cannot be read ({error.strerror}).") from error
+    if len(data) > MAX_JSON:
+        raise LoadError(f"{path}: larger than {MAX_JSON >> 20} MiB.")
+    try:
+        return json.loads(data.decode(), object_pairs_hook=unique, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise LoadError(f"{path}: not JSON of this tool ({error}).") from error
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a file, checked field by field; nothing that it names is imported."""
+    data = read_json(path)
+    if isinstance(data, dict) and data.get("schema") != SCHEMA_VERSION:
+        raise PlanMismatchError(
+            f"{path}: plan schema {data.get('schema')!r}, this version reads {SCHEMA_VERSION}. Make the plan again."
+        )
+    try:
+        return from_dict(Plan, data)
+    except ValueError as error:
+        raise PlanMismatchError(f"{path}: {error}.") from error
+
+
+def load(out: Path, model: nn.Module | None = None) -> nn.Module:
+    """The model of an output folder; ``model`` is a fresh base, which becomes the result."""
+    if not out.is_dir():
+        raise LoadError(f"{out} is not a folder written by se_inject; give the folder that holds {TENSORS}.")
+    plan, tensors = read_plan(out / PLAN), read_tensors(out / TENSORS)
+    if model is None:
+        model = _fresh(plan, tensors)
+    model = apply(model, plan, inplace=True)
+    assign(model, Keys(tensors, {}, {}, ()), what=str(out / TENSORS))
+    return model.eval()
+
+
+def _fresh(plan: Plan, tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """The base model of a plan, from the two libraries that a file may name; without data where the file has it all."""
+    if not plan.model.startswith(("timm:", "torchvision:")):
+        raise LoadError(
+            f"the plan is for {plan.model}, which is not built from a file's word. Pass a fresh base model: "
+            "load(out, model=...), or --model pkg.module:factory."
+        )
+
+    def build() -> nn.Module:
+        return build_model(plan.model, plan.model_args)
+
+    model = build_empty(build)
+    return build() if lacks_values(model, tensors) else model

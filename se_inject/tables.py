@@ -1,0 +1,189 @@
+"""What a report says, as rows of text that each renderer lays out in its own way; and the sums that must hold."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from se_inject.errors import VerifyError
+from se_inject.types import Check, Decision, Plan, Report, SiteCost
+
+CONVENTION = (
+    "MACs are the multiply-accumulates of convolutions, linear layers and matrix products; FLOPs = 2 x MACs. "
+    "Element-wise ops (additions, multiplications, activations, norms, poolings) have a row of their own. "
+    "All are for one sample of"
+)
+MARKS = {True: "pass", False: "FAIL", None: "n.a."}
+# Control, format, surrogate and separator characters: they move the cursor, hide text or turn its direction.
+INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """One insertion; the last two are empty in a plan."""
+
+    module: str
+    cls: str
+    placement: str
+    channels: str
+    parameters: str
+    macs: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sites that share one reason."""
+
+    reason: str
+    sites: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TotalRow:
+    name: str
+    before: str
+    after: str
+    added: str
+    percent: str
+
+
+def check_sums(report: Report) -> None:
+    """Raise ``VerifyError`` when the rows do not add up to the totals.
+
+    Activation memory is left out: it counts the outputs of modules without children, and a module that carries a
+    block, or an ``Identity`` whose slot is filled, is no longer one of them.
+    """
+    listed, planned = [s.id for s in report.sites], [d.site.id for d in report.plan.insertions]
+    if listed != planned:
+        raise VerifyError(
+            f"the report disagrees with itself: costs for {len(listed)} sites, the plan has {len(planned)}."
+        )
+    for column in ("parameters", "macs", "elementwise"):
+        before, after = getattr(report.before, column), getattr(report.after, column)
+        added = sum(getattr(site, column) for site in report.sites)
+        if before + added != after:
+            raise VerifyError(
+                f"the report disagrees with itself: {column} {before:,} before and {added:,} by {len(listed)} sites "
+                f"make {before + added:,}, but the total after is {after:,}."
+            )
+
+
+def count(number: int) -> str:
+    """``1.23 M``, ``4.09 G``; exact below 1,000."""
+    return _scaled(number, 1000, ("", "K", "M", "G", "T", "P"))
+
+
+def size(number: int) -> str:
+    """``9.80 MiB``; exact below 1,024."""
+    return _scaled(number, 1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB"))
+
+
+def _scaled(number: int, base: int, units: Sequence[str]) -> str:
+    value, rank = float(abs(number)), 0
+    while round(value, 2) >= base and rank < len(units) - 1:
+        value, rank = value / base, rank + 1
+    text = f"{value:.2f}" if rank else f"{abs(number)}"
+    return f"{'-' if number < 0 else ''}{text} {units[rank]}".rstrip()
+
+
+def percent(before: int, after: int) -> str:
+    """``+0.77 %``; never a rounded zero for a change."""
+    if before == 0:
+        return "n.a."
+    change = 100 * (after - before) / before
+    return f"{change:+.1g} %" if 0 < abs(change) < 0.005 else f"{change:+.2f} %"
+
+
+def headline(plan: Plan) -> str:
+    starts = sorted({f"{d.block}, start {d.init}" for d in plan.insertions})
+    kinds = f" ({'; '.join(starts)})" if starts else ""
+    return f"{plural(len(plan.insertions), 'block')} inserted{kinds}, {plural(len(plan.skips), 'site')} skipped"
+
+
+def plural(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def site_rows(plan: Plan, costs: Sequence[SiteCost] = ()) -> list[SiteRow]:
+    found = {cost.id: cost for cost in costs}
+    return [_row(decision, found.get(decision.site.id)) for decision in plan.insertions]
+
+
+def _row(decision: Decision, cost: SiteCost | None) -> SiteRow:
+    site, reduced = decision.site, decision.kwargs.get("rd_channels")
+    channels = str(site.channels) if reduced is None else f"{site.channels} -> {reduced}"
+    costs = (count(cost.parameters), count(cost.macs)) if cost else ("", "")
+    return SiteRow(decision.key, site.cls, site.placement, channels, *costs)
+
+
+def sum_row(costs: Sequence[SiteCost]) -> SiteRow:
+    parameters, macs = sum(c.parameters for c in costs), sum(c.macs for c in costs)
+    return SiteRow(plural(len(costs), "block"), "", "", "", count(parameters), count(macs))
+
+
+def groups(decisions: Iterable[Decision]) -> list[Group]:
+    """By reason, the commonest first, each with its sites in order."""
+    found: dict[str, list[str]] = {}
+    for decision in decisions:
+        found.setdefault(decision.reason, []).append(decision.site.id)
+    return [Group(reason, tuple(ids)) for reason, ids in sorted(found.items(), key=lambda item: -len(item[1]))]
+
+
+def total_rows(report: Report) -> list[TotalRow]:
+    table = (
+        ("parameters", "parameters", count),
+        ("MACs", "macs", count),
+        ("FLOPs", "flops", count),
+        ("element-wise ops", "elementwise", count),
+        ("activation memory", "activation_bytes", size),
+    )
+    rows = []
+    for name, field, unit in table:
+        before, after = getattr(report.before, field), getattr(report.after, field)
+        added = unit(after - before)
+        rows.append(
+            TotalRow(name, unit(before), unit(after), added if after < before else f"+{added}", percent(before, after))
+        )
+    return rows
+
+
+def uncounted(report: Report) -> str:
+    calls = report.after.uncounted
+    return ", ".join(f"{name} x {n}" for name, n in sorted(calls.items())) or "nothing that this model runs"
+
+
+def inputs(plan: Plan) -> str:
+    """``float32[2, 3, 224, 224]``, or the nested data as JSON."""
+    given = plan.inputs
+    if isinstance(given, dict) and set(given) == {"args", "kwargs"}:
+        parts = [_short(value) for value in given["args"]]
+        parts += [f"{name}={_short(value)}" for name, value in given["kwargs"].items()]
+        return ", ".join(parts)
+    return _short(given)
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def facts(values: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(name, _short(value)) for name, value in sorted(values.items()) if value not in ("", None, [], {}, ())]
+
+
+def notes(plan: Plan) -> list[str]:
+    return [*plan.notes, *(f"{d.key}: {d.site.note}" for d in plan.insertions if d.site.note)]
+
+
+def marks(checks: Iterable[Check]) -> list[tuple[str, str, str]]:
+    return [(MARKS[check.passed], check.name, check.detail) for check in checks]
+
+
+def visible(text: str) -> str:
+    r"""Names in models and files are not trusted: what would not show is escaped (``\x1b``, ``\u202e``, ``\n``)."""
+    return "".join(
+        c.encode("unicode_escape", "surrogatepass").decode() if unicodedata.category(c) in INVISIBLE else c
+        for c in text
+    )

@@ -1,0 +1,88 @@
+"""What a person sees while a command runs and when it is done: rich tables on standard output, progress on standard
+error, colours only on a terminal and never with NO_COLOR."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from se_inject.types import Check, Plan, Report
+
+STEPS = 7  # of the longest command: load, plan, reference, cost before, splice, cost after, checks, write
+
+
+class Terminal:
+    """A context that shows progress, when standard error is a terminal, and prints results."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.out = Console(highlight=False)
+        self.err = Console(stderr=True, highlight=False)
+        self.progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            console=self.err,
+            transient=True,
+            disable=quiet or not sys.stderr.isatty(),
+        )
+        self.task = self.progress.add_task("start", total=STEPS)
+
+    def __enter__(self) -> Terminal:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def step(self, name: str) -> None:
+        self.progress.update(self.task, description=name)
+        self.progress.advance(self.task)
+
+    def line(self, text: str) -> None:
+        if not self.quiet:
+            self._print(Text(text))
+
+    def plan(self, made: Plan, *, show_all: bool = False) -> None:
+        from se_inject.render_terminal import render_plan
+
+        if not self.quiet:
+            self.progress.stop()
+            render_plan(made, self.out, all=show_all)
+
+    def report(self, found: Report, output: Path | None, *, show_all: bool = False) -> None:
+        from se_inject.render_terminal import to_terminal
+
+        if self.quiet:
+            return
+        self.progress.stop()
+        to_terminal(found, self.out, all=show_all)
+        if output is not None:
+            names = ", ".join(sorted(path.name for path in output.iterdir()))
+            self._print(Text(f"Written to {output}: {names}"))
+
+    def checks(self, checks: tuple[Check, ...]) -> None:
+        from se_inject.render_terminal import render_checks
+
+        if not self.quiet:
+            self.progress.stop()
+            render_checks(checks, self.out)
+
+    def table(self, rows: list[dict[str, str]]) -> None:
+        table = Table(box=None, pad_edge=False)
+        for i, name in enumerate(rows[0]):
+            table.add_column(name, overflow="fold", style="bold" if i == 0 else "")
+        for row in rows:
+            table.add_row(*(Text(value) for value in row.values()))
+        self._print(table)
+
+    def _print(self, what: Any) -> None:
+        self.progress.stop()
+        self.out.print(what, soft_wrap=isinstance(what, Text))

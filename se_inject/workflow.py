@@ -1,0 +1,270 @@
+"""What each command does, from its options to a result; the command line parses before and prints after."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from se_inject import api, baseline, store
+from se_inject import verify as checking
+from se_inject.errors import LoadError, RulesError, WriteError
+from se_inject.guard import unwrap
+from se_inject.inputs import Inputs, dtype_of, from_shape
+from se_inject.load import Loaded, blocked_globals, load_model, parse_model_args
+from se_inject.measure import measure
+from se_inject.rules import read
+from se_inject.tensorfile import tensors_writer
+from se_inject.types import Check, Plan, Report, SiteCost
+from se_inject.write import check_output, write
+
+
+class Screen(Protocol):
+    """Where progress and warnings go."""
+
+    def step(self, name: str) -> None: ...
+
+    def line(self, text: str) -> None: ...
+
+
+def convert(spec: str, given: Mapping[str, Any], output: Path, *, force: bool, check: bool, screen: Screen) -> Report:
+    """Load, plan or read a plan, splice, check, write."""
+    read_files = [path for path in (given["checkpoint"], given["rules"], given["plan_file"]) if path is not None]
+    check_output(output, force=force, inputs=read_files)
+    rules = None if given["plan_file"] else rules_from(given)
+    plan_read = store.read_plan(given["plan_file"]) if given["plan_file"] else None
+    if plan_read is not None and (named := [k for k in RULE_OPTIONS if given[k]]):
+        raise RulesError(f"--plan decides everything; --{named[0].replace('_', '-')} cannot be given with it.")
+    loaded = _load(spec, given, screen, weights_needed=True)
+    model = unwrap(loaded.model)
+    screen.step("plan")
+    inputs = _input_size(given["input_size"], loaded)
+    if plan_read is not None:
+        planned = api.follow_plan(model, inputs, plan_read)
+    else:
+        planned = api.make_plan(model, inputs, rules, seed=given["seed"], name=spec, model_args=loaded.model_args)
+    injection = api.realise(model, planned, inplace=True, check=check, progress=screen.step)
+    screen.step("write")
+    return store.save(injection, output, force=force, source=loaded.source, inputs=read_files)
+
+
+def plan(spec: str, given: Mapping[str, Any], output: Path | None, *, screen: Screen) -> Plan:
+    """Load the structure, plan, and write the plan on request."""
+    rules = rules_from(given)
+    if output is not None and output.exists():
+        raise WriteError(f"{output} exists; choose another file, or delete it first.")
+    loaded = _load(spec, given, screen, weights_needed=False)
+    screen.step("plan")
+    made = api.make_plan(
+        unwrap(loaded.model),
+        _input_size(given["input_size"], loaded),
+        rules,
+        seed=given["seed"],
+        name=spec,
+        model_args=loaded.model_args,
+    ).plan
+    if output is not None:
+        try:
+            output.write_text(api.dump(made))
+        except OSError as error:
+            raise WriteError(f"cannot write {output}: {error.strerror}.") from error
+    return made
+
+
+def verify(folder: Path, spec: str | None, model_arg: Iterable[str], *, screen: Screen) -> tuple[Check, ...]:
+    """Check an output folder by itself: against the hashes, the probe and the figures that it carries."""
+    screen.step("load")
+    report, (model, made) = read_report(folder), _open(folder, spec, model_arg)
+    screen.step("checks")
+    checks = [_files(folder, report)]
+    if not made.baseline.tensors:
+        reason = "the folder was written without checks (--no-verify)"
+        return (*checks, Check("keys", None, reason), Check("outputs (eval)", None, reason))
+    probe = inputs_of(made, model)
+    checks.append(checking.keys(made.baseline.tensors, model, made))
+    checks.append(checking.against_baseline(model, probe, made))
+    if probe is not None:
+        checks.append(checking.reached(model, probe, made))
+    measured = measure(model, _size(made), [d.key for d in made.insertions]) if _size(made) else None
+    if measured is not None:
+        sites = tuple(
+            SiteCost(d.site.id, c.parameters, c.macs, c.elementwise, c.activation_bytes)
+            for d in made.insertions
+            for c in [measured.by_module[d.key]]
+        )
+        checks.append(checking.overhead(report.before, measured.cost, sites))
+    return tuple(checks)
+
+
+def inputs_of(made: Plan, model: nn.Module) -> Inputs | None:
+    """The probe of a plan: seeded noise of the size that it names."""
+    shape = made.baseline.probe
+    return from_shape(tuple(shape), dtype_of(model), made.seed) if shape else None
+
+
+def _size(made: Plan) -> tuple[int, ...] | None:
+    """The input size for which the costs were counted, if it was given as a shape."""
+    args = made.inputs.get("args", []) if isinstance(made.inputs, dict) else []
+    if len(args) != 1 or not isinstance(args[0], str) or "[" not in args[0] or not made.baseline.probe:
+        return None
+    return tuple(int(n) for n in args[0].partition("[")[2].rstrip("]").split(","))[1:]
+
+
+def _files(folder: Path, report: Report) -> Check:
+    import hashlib
+
+    for artifact in report.artifacts:
+        path = folder / artifact.path
+        if not path.is_file():
+            return Check("files", False, f"{artifact.path} is missing")
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != artifact.sha256:
+                return Check("files", False, f"{artifact.path} is not the file that was written")
+    return Check("files", True, f"{len(report.artifacts)} files have the hashes of the report")
+
+
+def require(checks: tuple[Check, ...]) -> None:
+    checking.require(checks)
+
+
+def remove(
+    folder: Path, output: Path, spec: str | None, model_arg: Iterable[str], *, force: bool, screen: Screen
+) -> dict[str, Any]:
+    """Write the base model's weights from an output folder."""
+    files = [folder / name for name in (store.TENSORS, store.PLAN)]
+    check_output(output, force=force, inputs=files)
+    screen.step("load")
+    model, made = _open(folder, spec, model_arg)
+    screen.step("remove")
+    base = api.remove(model, inplace=True)
+    state = base.state_dict()
+    same = sum(baseline.digest(t) == made.baseline.tensors.get(name) for name, t in state.items())
+    write(output, {store.TENSORS: tensors_writer(state)}, force=force, inputs=files)
+    total = len(state)
+    known = (
+        f"{same} of {total} tensors have the hashes of the original" if made.baseline.tensors else f"{total} tensors"
+    )
+    return {
+        "output": str(output),
+        "removed": len(made.insertions),
+        "tensors": total,
+        "identical": same,
+        "summary": f"{len(made.insertions)} blocks removed; {known}; written {output / store.TENSORS}",
+    }
+
+
+def _open(folder: Path, spec: str | None, model_arg: Iterable[str]) -> tuple[nn.Module, Plan]:
+    made = store.read_plan(folder / store.PLAN) if folder.is_dir() else None
+    if made is None:
+        raise LoadError(f"{folder} is not a folder written by se_inject.")
+    base = None
+    if spec is not None:
+        args = {**made.model_args, **parse_model_args(model_arg)}
+        base = load_model(spec, model_args=args, random_init=True, allow_factory=True).model
+    return store.load(folder, base), made
+
+
+def read_report(folder: Path) -> Report:
+    from se_inject.report import from_json
+
+    path = folder / store.REPORT
+    if not path.is_file():
+        raise LoadError(f"{folder} is not a folder written by se_inject: it has no {store.REPORT}.")
+    return from_json(path.read_text())
+
+
+def render(folder: Path, kind: str) -> str:
+    from se_inject import report as renderers
+
+    found = read_report(folder)
+    return {"md": renderers.to_markdown, "json": renderers.to_json}[kind](found)
+
+
+def listing(what: str, pattern: str) -> list[dict[str, str]]:
+    """Rows of ``se-inject list``."""
+    if what == "placements":
+        from se_inject.sites import PLACEMENTS
+
+        rows = [{"placement": "auto", "where": "inner for depthwise blocks, standard for other residual blocks"}]
+        return rows + [{"placement": n, "where": " ".join((p.__doc__ or "").split())} for n, p in PLACEMENTS.items()]
+    if what == "blocks":
+        from se_inject.blocks import BLOCKS
+
+        return [
+            {
+                "block": name,
+                "layouts": ", ".join(block.layouts),
+                "starts": ", ".join(block.inits),
+                "options": ", ".join(block.options),
+                "paper": block.paper,
+            }
+            for name, block in BLOCKS.items()
+        ]
+    from se_inject.models import known_models
+
+    names = [name for name in known_models() if fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name, f"*:{pattern}")]
+    if not names:
+        raise LoadError(f"no model is called {pattern!r}; patterns are globs, such as '*resnet50*'.")
+    return [{"model": name} for name in names]
+
+
+RULE_OPTIONS = (
+    "rules", "placement", "block", "block_arg", "ratio", "init", "include", "exclude", "min_channels", "stages"
+)  # fmt: skip
+
+
+def rules_from(given: Mapping[str, Any]) -> Any:
+    """Rules from a file, with the options of the command line over it."""
+    rules = read(given["rules"])
+    block = dict(rules.block)
+    if given["block"]:
+        block = {"name": given["block"]}
+    if given["ratio"]:
+        block["rd_ratio"] = 1 / given["ratio"]
+    block |= parse_model_args(given["block_arg"])
+    changes: dict[str, Any] = {"block": block} if block else {}
+    for name in ("placement", "init", "include", "exclude", "min_channels"):
+        if given[name]:
+            changes[name] = given[name]
+    if given["stages"]:
+        changes["stages"] = _numbers(given["stages"], "--stages", "3,4")
+    checked = read(dict(changes))  # the same checks as for a file
+    return replace(rules, **{name: getattr(checked, name) for name in changes})
+
+
+def _numbers(text: str, option: str, example: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise RulesError(f"{option} {text!r}: expected whole numbers above 0, such as {option} {example}.")
+    return numbers
+
+
+def _input_size(text: str | None, loaded: Loaded) -> tuple[int, ...] | None:
+    return _numbers(text, "--input-size", "3,224,224") if text else loaded.input_size
+
+
+def _load(spec: str, given: Mapping[str, Any], screen: Screen, *, weights_needed: bool) -> Loaded:
+    screen.step("load")
+    if given["allow_pickle"] and given["checkpoint"] is not None:
+        names = blocked_globals(given["checkpoint"])
+        if names:
+            screen.line(f"--allow-pickle: {given['checkpoint'].name} runs {', '.join(names)}")
+    return load_model(
+        spec,
+        model_args=parse_model_args(given["model_arg"]),
+        pretrained=given["pretrained"],
+        checkpoint=given["checkpoint"],
+        random_init=given["random_init"],
+        allow_missing=given["allow_missing"],
+        allow_factory=True,
+        allow_pickle=given["allow_pickle"],
+        ema=given["ema"],
+        weights_needed=weights_needed,
+    )
