@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 from se_inject import tables
 from se_inject.types import Report
 
-PLAIN_NAME = re.compile(r"[\w.:/-]+")  # needs no escaping inside a code span
+PLAIN_NAME = re.compile(r"[\w.:/\[\](),=+-]+( [\w.:/\[\](),=+-]+)*")  # needs no escaping inside a code span
 SPECIAL = re.compile(r"[\\*\[\]#~${}!]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 ENTITIES = {ord(c): f"&#{ord(c)};" for c in "&<>|`"}
-STARTS = re.compile(r"[-+=]|\d+[.)]")  # of a list, or an underline, at the start of a line
+STARTS = re.compile(r"[-+=]|\d+[.)](\s|$)")  # of a list, or an underline, at the start of a line
+FIRST = 12  # sites named per reason for a skip
 
 
 def to_markdown(report: Report) -> str:
@@ -38,7 +39,7 @@ def to_markdown(report: Report) -> str:
             ("module", "class", "placement", "channels", "parameters", "MACs"),
             (
                 *(
-                    (name(r.module), name(r.cls), escape(r.placement), escape(r.channels), r.parameters, r.macs)
+                    (name(r.module), name(r.cls), escape(r.placement), r.channels, r.parameters, r.macs)
                     for r in tables.site_rows(plan, report.sites)
                 ),
                 (f"**{tables.sum_row(report.sites).module}**", "", "", "", *_bold_sum(report)),
@@ -86,7 +87,9 @@ def _bold_sum(report: Report) -> tuple[str, str]:
 
 
 def _group(group: tables.Group) -> str:
-    return f"{len(group.sites)} x {escape(group.reason)}: {', '.join(name(site) for site in group.sites)}"
+    more = len(group.sites) - FIRST
+    sites = ", ".join(map(name, group.sites[:FIRST])) + (f" and {more} more" if more > 0 else "")
+    return f"{len(group.sites)} x {escape(group.reason)}, at {sites}"
 
 
 def _list(lines: Iterable[str]) -> str:

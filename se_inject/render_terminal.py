@@ -21,10 +21,12 @@ def to_terminal(report: Report, console: Console, *, all: bool = False) -> None:
     tables.check_sums(report)
     _plan(report.plan, console, report.sites, all)
     _print(console, f"{tables.CONVENTION} {tables.inputs(report.plan)}.", "dim")
+    console.print()
     grid = _table(("", "before", "after", "added", "change"), numbers=4)
     for row in tables.total_rows(report):
         grid.add_row(*_cells(console, (row.name, row.before, row.after, row.added, row.percent)))
     console.print(grid)
+    console.print()
     _print(console, f"Not counted: {tables.uncounted(report)}.", "dim")
     if report.checks:
         console.print()
@@ -52,6 +54,7 @@ def render_checks(checks: Iterable[Check], console: Console) -> None:
 
 def _plan(plan: Plan, console: Console, costs: Sequence[SiteCost], every: bool) -> None:
     _print(console, f"{plan.model}: {tables.headline(plan)}", "bold")
+    console.print()
     columns = ("module", "class", "placement", "channels") + (("parameters", "MACs") if costs else ())
     table = _table(columns, numbers=3 if costs else 1, footer=bool(costs))
     for row in tables.site_rows(plan, costs):
@@ -62,6 +65,7 @@ def _plan(plan: Plan, console: Console, costs: Sequence[SiteCost], every: bool) 
         for column, text in zip(table.columns, (total.module, "", "", "", total.parameters, total.macs), strict=True):
             column.footer = Text(text)
     console.print(table)
+    console.print()
     _groups(console, "Inserted", tables.groups(plan.insertions), name=False)
     _groups(console, "Skipped", tables.groups(plan.skips), every=every)
     for note in tables.notes(plan):
@@ -90,7 +94,7 @@ def _groups(
 
 def _table(columns: Sequence[str], *, numbers: int, footer: bool = False) -> Table:
     """The last ``numbers`` columns are aligned to the right and keep their width; long names in the others fold."""
-    table = Table(box=box.SIMPLE_HEAD, show_footer=footer, pad_edge=False, footer_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, show_footer=footer, footer_style="bold", padding=(0, 1, 0, 0))
     for i, column in enumerate(columns):
         number = i >= len(columns) - numbers
         table.add_column(

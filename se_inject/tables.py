@@ -14,7 +14,7 @@ from se_inject.types import Check, Decision, Plan, Report, SiteCost
 CONVENTION = (
     "MACs are the multiply-accumulates of convolutions, linear layers and matrix products; FLOPs = 2 x MACs. "
     "Element-wise ops (additions, multiplications, activations, norms, poolings) have a row of their own. "
-    "All are for one sample of"
+    "Counted for one sample of"
 )
 MARKS = {True: "pass", False: "FAIL", None: "n.a."}
 # Control, format, surrogate and separator characters: they move the cursor, hide text or turn its direction.

@@ -58,8 +58,8 @@ def outputs(reference: Reference, model: nn.Module, plan: Plan) -> tuple[Check, 
 def _compare(name: str, before: Run, after: Run) -> Check:
     if len(before.outputs) != len(after.outputs):
         return Check(name, False, f"{len(before.outputs)} tensors before, {len(after.outputs)} after")
-    different = [i for i, (a, b) in enumerate(zip(before.outputs, after.outputs, strict=True)) if not _same(a, b)]
-    buffers = [key for key, value in before.buffers.items() if not _same(value, after.buffers.get(key))]
+    different = [i for i, (a, b) in enumerate(zip(before.outputs, after.outputs, strict=True)) if not same(a, b)]
+    buffers = [key for key, value in before.buffers.items() if not same(value, after.buffers.get(key))]
     if different:
         moved = _relative(before.outputs, after.outputs)
         return Check(
@@ -73,7 +73,8 @@ def _compare(name: str, before: Run, after: Run) -> Check:
     return Check(name, True, f"{len(before.outputs)} tensors bit-equal{tail}")
 
 
-def _same(a: torch.Tensor, b: torch.Tensor | None) -> bool:
+def same(a: torch.Tensor, b: torch.Tensor | None) -> bool:
+    """Equal in shape, dtype and every bit, NaN equal to NaN."""
     if b is None or a.shape != b.shape or a.dtype != b.dtype:
         return False
     return torch.equal(a, b) or (a.is_floating_point() and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)))
@@ -105,8 +106,8 @@ def against_baseline(model: nn.Module, inputs: Inputs | None, plan: Plan) -> Che
     first = after.outputs[0].flatten()[: len(plan.baseline.samples)].double().tolist() if after.outputs else []
     size = max((abs(v) for v in plan.baseline.samples), default=0.0) or 1.0
     moved = max((abs(a - b) / size for a, b in zip(first, plan.baseline.samples, strict=True)), default=float("inf"))
-    same = moved <= ARITHMETIC
-    return Check(name, same, f"within {moved:.2g} of the original's, not bit-equal (another machine's arithmetic?)")
+    close = moved <= ARITHMETIC
+    return Check(name, close, f"within {moved:.2g} of the original's, not bit-equal (another machine's arithmetic?)")
 
 
 def reached(model: nn.Module, inputs: Inputs, plan: Plan) -> Check:

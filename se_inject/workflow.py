@@ -8,14 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from se_inject import api, baseline, store
 from se_inject import verify as checking
-from se_inject.errors import LoadError, RulesError, WriteError
+from se_inject.errors import LoadError, RulesError, TraceError, WriteError
 from se_inject.guard import unwrap
 from se_inject.inputs import Inputs, dtype_of, from_shape
-from se_inject.load import Loaded, blocked_globals, load_model, parse_model_args
+from se_inject.loading import Loaded, blocked_globals, load_model, parse_model_args
 from se_inject.measure import measure
 from se_inject.rules import read
 from se_inject.tensorfile import tensors_writer
@@ -59,14 +60,20 @@ def plan(spec: str, given: Mapping[str, Any], output: Path | None, *, screen: Sc
         raise WriteError(f"{output} exists; choose another file, or delete it first.")
     loaded = _load(spec, given, screen, weights_needed=False)
     screen.step("plan")
-    made = api.make_plan(
-        unwrap(loaded.model),
-        _input_size(given["input_size"], loaded),
-        rules,
-        seed=given["seed"],
-        name=spec,
-        model_args=loaded.model_args,
-    ).plan
+
+    def make() -> Plan:
+        size = _input_size(given["input_size"], loaded)
+        model, args = unwrap(loaded.model), loaded.model_args
+        return api.make_plan(model, size, rules, seed=given["seed"], name=spec, model_args=args).plan
+
+    try:
+        made = make()
+    except TraceError:
+        if loaded.source["weights"] != "none":
+            raise
+        # The forward needs numbers (NMS, data-dependent shapes): random weights will do for a plan.
+        loaded = _load(spec, {**given, "random_init": True}, screen, weights_needed=False)
+        made = make()
     if output is not None:
         try:
             output.write_text(api.dump(made))
@@ -256,6 +263,7 @@ def _load(spec: str, given: Mapping[str, Any], screen: Screen, *, weights_needed
         names = blocked_globals(given["checkpoint"])
         if names:
             screen.line(f"--allow-pickle: {given['checkpoint'].name} runs {', '.join(names)}")
+    torch.manual_seed(given["seed"])  # random weights come from the global generator
     return load_model(
         spec,
         model_args=parse_model_args(given["model_arg"]),

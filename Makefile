@@ -1,0 +1,50 @@
+# Every target brings its own environment: a fresh clone needs python3 (3.11 or newer) and nothing else.
+#   make demo       convert a real ImageNet checkpoint, and compare what it says before and after
+#   make test       the test suite      make test-slow  what takes longer      make bench  speed, as ratios
+#   make lint       ruff                make types      mypy                   make clean  everything made here
+
+PYTHON ?= python3
+# The versions the suite is known to pass with. Another build of torch: make test TORCH="torch torchvision"
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+JOBS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+.PHONY: setup demo test test-slow bench lint types clean
+.DEFAULT_GOAL := test
+
+setup: $(STAMP)
+
+# torch and its dependents go into one resolution, so that no other build of torch is fetched first
+$(STAMP): setup.cfg pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): several GB the first time, some minutes"
+	$(BIN)/python -m pip install -qq $(TORCH) --editable ".[test,demo]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP)
+	$(PYTEST) -m "not slow"
+
+# pytest exits with 5 when it selects no test
+test-slow: $(STAMP)
+	$(PYTEST) -m slow || { status=$$?; [ $$status -eq 5 ] && echo "no slow tests"; }
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/bench.py
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/python -m mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-out
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

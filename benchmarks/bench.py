@@ -1,0 +1,149 @@
+"""Speed and memory as ratios, each of two things measured in the same run: machines differ, ratios less so.
+
+    make bench                    every row
+    python benchmarks/bench.py splice memory
+
+A row is the minimum of a few interleaved repetitions of either side. The goal is an upper bound for the ratio.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import timm
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import se_inject
+
+BARE = """
+import timm
+from safetensors.torch import save_file
+model = timm.create_model({name!r})
+save_file(model.state_dict(), {path!r})
+"""
+Row = tuple[str, str, float, float | None]  # what, against what, ratio, goal
+
+
+def fastest(*sides: Callable[[], object], repeat: int = 3) -> list[float]:
+    """Seconds of each side: the minimum over interleaved repetitions."""
+    best = [float("inf")] * len(sides)
+    for _ in range(repeat):
+        for i, side in enumerate(sides):
+            start = time.perf_counter()
+            side()
+            best[i] = min(best[i], time.perf_counter() - start)
+    return best
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn1(self.conv1(x)).relu()
+        y = self.bn2(self.conv2(y))
+        return (x + y).relu()
+
+
+def inject(model: nn.Module, size: tuple[int, int, int]) -> nn.Module:
+    plan = se_inject.plan(model, size, "standard")
+    return se_inject.apply(model, plan, inplace=True)
+
+
+def splice() -> Iterator[Row]:
+    """Planning and splicing in place, in a process that has its imports done."""
+    for name in ("resnet50", "resnet152"):
+        models = iter([timm.create_model(name) for _ in range(3)])
+        ours, theirs = fastest(
+            lambda models=models: inject(next(models), (3, 224, 224)),
+            lambda name=name: timm.create_model(name),
+        )
+        yield f"plan + splice, {name}", "timm.create_model", ours / theirs, 1.0
+
+
+def chain() -> Iterator[Row]:
+    """Cost per block of a chain of residual blocks."""
+    few, many = 100, 2000
+    small = iter([nn.Sequential(*[Block(8) for _ in range(few)]) for _ in range(3)])
+    large = iter([nn.Sequential(*[Block(8) for _ in range(many)]) for _ in range(3)])
+    a, b = fastest(lambda: inject(next(small), (8, 16, 16)), lambda: inject(next(large), (8, 16, 16)))
+    yield f"plan + splice per block, chain of {many:,}", f"chain of {few}", (b / many) / (a / few), 1.5
+
+
+def command() -> Iterator[Row]:
+    """The whole command, against a process that imports timm, builds the model and saves it with safetensors."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("resnet50", "resnet152"):
+            bare = BARE.format(name=name, path=str(Path(folder) / "bare.safetensors"))
+            convert = [sys.executable, "-m", "se_inject", "convert", f"timm:{name}", "--random-init", "--force"]
+            convert += ["--quiet", "--placement", "standard", "-o", str(Path(folder) / "out")]
+            times = fastest(
+                lambda convert=convert: subprocess.run([*convert, "--no-verify"], check=True),
+                lambda convert=convert: subprocess.run(convert, check=True),
+                lambda bare=bare: subprocess.run([sys.executable, "-c", bare], check=True),
+            )
+            yield f"convert --no-verify, {name}", "import, build, save", times[0] / times[2], 1.3
+            yield f"convert, {name}", "import, build, save", times[1] / times[2], 2.0
+
+
+def memory() -> Iterator[Row]:
+    """Anonymous memory that surgery in place adds to a model whose weights are mapped from a file."""
+    code = """
+import sys, timm, torch, se_inject
+from se_inject.tensorfile import read_tensors
+def anonymous():
+    for line in open("/proc/self/smaps_rollup"):
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1]) * 1024
+with torch.device("meta"):
+    model = timm.create_model("resnet152")
+model.load_state_dict(read_tensors(sys.argv[1]), assign=True)
+with torch.device("meta"):
+    other = timm.create_model("resnet18")
+se_inject.apply(other, se_inject.plan(other, (3, 64, 64), "standard"), inplace=True)  # imports and caches
+before = anonymous()
+se_inject.apply(model, se_inject.plan(model, (3, 64, 64), {"placement": "standard", "block": {"rd_ratio": 1 / 256}}), inplace=True)
+print(anonymous() - before)
+"""  # noqa: E501
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        from se_inject.tensorfile import tensors_writer
+
+        tensors_writer(timm.create_model("resnet152").state_dict())(path)
+        done = subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True)
+        yield (
+            "anonymous memory of surgery in place, resnet152",
+            "size of its file",
+            int(done.stdout) / path.stat().st_size,
+            0.1,
+        )
+
+
+ROWS = {"splice": splice, "chain": chain, "command": command, "memory": memory}
+
+
+def main() -> int:
+    table = Table("what", "against", "ratio", "goal", box=None)
+    missed = 0
+    for name in sys.argv[1:] or ROWS:
+        for what, against, ratio, goal in ROWS[name]():
+            missed += goal is not None and ratio > goal
+            table.add_row(what, against, f"{ratio:.2f}", "" if goal is None else f"at most {goal}")
+    Console().print(table)
+    return min(missed, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""What every test starts from: one thread, a fixed seed, no network; and the golden files."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: xdist runs a worker for each core
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks for weights from a hub fails at once
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+GOLDEN = Path(__file__).parent / "golden"
+ACCEPT = os.environ.get("EXPECTTEST_ACCEPT") == "1"  # EXPECTTEST_ACCEPT=1 pytest: record the golden files anew
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def golden() -> Callable[[str, str], None]:
+    """``golden(name, text)``: the text equals ``tests/golden/<name>``, to the byte."""
+
+    def check(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if ACCEPT:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8", newline="")
+        assert path.exists(), f"no golden file {name}: record it with EXPECTTEST_ACCEPT=1"
+        assert text == path.read_bytes().decode(), (
+            f"differs from tests/golden/{name}: EXPECTTEST_ACCEPT=1 records it anew"
+        )
+
+    return check
