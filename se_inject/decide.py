@@ -90,10 +90,10 @@ def _decide(site: Site, rules: Rules, why: str, why_not: str, half: bool) -> Dec
         return Decision(site, "skip", reason)
     block = BLOCKS[spec.name]
     try:
-        kwargs = block.resolve(site.channels, site.block_channels, init, spec.options)
+        kwargs = block.resolve(site, init, spec.options)
     except ValueError as error:
         raise RulesError(f"block {spec.name} at {site.id}: {error}.") from error
-    return Decision(site, "insert", why, spec.name, init, {"channels": site.channels, **kwargs})
+    return Decision(site, "insert", why, spec.name, init, kwargs)
 
 
 def _impossible(site: Site, block: str, init: str, half: bool) -> str:

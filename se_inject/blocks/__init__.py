@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from se_inject.blocks import squeeze_excite
+from se_inject.types import Site
 
 INITS = ("identity", "absorb", "paper")
 
@@ -22,7 +23,7 @@ class Block:
     """What the planner needs to know of a block."""
 
     module: type[nn.Module]
-    resolve: Callable[[int, int, str, dict[str, Any]], dict[str, Any]]  # channels, block input, init, options -> kwargs
+    resolve: Callable[[Site, str, dict[str, Any]], dict[str, Any]]  # site, init, options -> constructor arguments
     options: tuple[str, ...]  # names that rules may set
     layouts: tuple[str, ...]
     inits: tuple[str, ...]

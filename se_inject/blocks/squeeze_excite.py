@@ -10,10 +10,13 @@ Keys and arithmetic are those of timm's ``SEModule``, so its weights load as the
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:  # the file needs torch alone: modeling.py carries a copy of the class
+    from se_inject.types import Site
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "hardswish": nn.Hardswish}
 GATES: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "hardsigmoid": nn.Hardsigmoid}
@@ -70,7 +73,7 @@ def make_divisible(value: float, divisor: int = 8, minimum: int = 0, round_limit
     return new + divisor if new < round_limit * value else new
 
 
-def resolve(channels: int, block_channels: int, init: str, options: dict[str, Any]) -> dict[str, Any]:
+def resolve(site: Site, init: str, options: dict[str, Any]) -> dict[str, Any]:
     """Constructor arguments for a site, from rule options. Raises ``ValueError`` for a value out of range."""
     for name, table in (("act", ACTIVATIONS), ("gate", GATES)):
         if name in options and options[name] not in table:
@@ -87,10 +90,11 @@ def resolve(channels: int, block_channels: int, init: str, options: dict[str, An
         raise ValueError(f"rd_base: {base!r} is none of site (its own channels), block (the block's input channels)")
     width = options.get("rd_channels")
     if width is None:
-        source = block_channels if base == "block" else channels
+        source = site.block_channels if base == "block" else site.channels
         width = make_divisible(source * ratio, options.get("rd_divisor", 8), options.get("rd_min", 0))
     gate = options.get("gate", "sigmoid")
     kwargs: dict[str, Any] = {
+        "channels": site.channels,
         "rd_channels": width,
         "bias": options.get("bias", True),
         "act": options.get("act", "relu"),
