@@ -1,66 +1,21 @@
-"""Where a block can stand: ``Trace`` -> sites, by data flow alone. Knows graphs, no policy.
-
-``standard``: the end of a residual branch, before drop path and the addition (Hu et al. 2017, fig. 6).
-``inner``: after the spatial convolution of a block with its norm and activation, before the 1x1 convolution that
-follows (SE_3x3 of the paper; the place of MBConv and RegNetY).
-"""
+"""``Trace`` -> sites: every place a block can stand, with all that rules may ask about it. Knows graphs, no policy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx
 
+from se_inject.candidates import Candidate, Flow, area
+from se_inject.candidates import channels as channels_of
 from se_inject.carriers import Index, batch_norm, carrier
-from se_inject.flow import Join, end, gated, joins
-from se_inject.ops import Op, chain, channel_axis, data, gate, passes, shape
+from se_inject.flow import Join
+from se_inject.ops import channel_axis, shape
+from se_inject.placements import PLACEMENTS
 from se_inject.trace import Call, Trace
 from se_inject.types import Site
-
-
-@dataclass(eq=False)
-class Candidate:
-    """A value in one call's graph at which a site may be."""
-
-    placement: str
-    call: Call
-    node: fx.Node
-    block_channels: int
-    around: Join | None = None  # the residual join whose branch holds it
-    kernel: tuple[int, ...] = ()
-    depthwise: bool = False
-    projects: bool = False
-    gated: str = ""
-
-
-@dataclass
-class Flow:
-    """The joins of every call, and which residual branch each node lies in."""
-
-    calls: list[Call]
-    joins: dict[Call, list[Join]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.joins = {call: [j for j in joins(call.graph) if j.residual] for call in self.calls}
-
-    def around(self, call: Call, node: fx.Node, but: Join | None = None) -> Join | None:
-        """The innermost residual join with ``node`` (of ``call``'s graph) on a deep branch."""
-        here: Call | None = call
-        while here is not None:
-            holding = [
-                (len(branch.nodes), i, join)
-                for i, join in enumerate(self.joins[here])
-                for branch in join.residual
-                if node in branch.nodes and join is not but
-            ]
-            if holding:
-                return min(holding, key=lambda found: found[:2])[2]
-            if here.node is None:
-                return None
-            node, here = here.node, here.parent
-        return None
 
 
 @dataclass(frozen=True)
@@ -80,111 +35,12 @@ def find(trace: Trace, placements: tuple[str, ...] = ("standard", "inner")) -> F
         groups.setdefault(_key(candidate, groups), []).append(candidate)
     firsts = [group[0] for group in groups.values()]
     nested = _nested(flow)
-    areas = sorted({_area(c.node) for c in firsts}, reverse=True)
-    pairs = [(_site(index, group, nested, 1 + areas.index(_area(group[0].node))), group) for group in groups.values()]
+    areas = sorted({area(c.node) for c in firsts}, reverse=True)
+    pairs = [(_site(index, group, nested, 1 + areas.index(area(group[0].node))), group) for group in groups.values()]
     pairs.sort(key=lambda pair: pair[0].order)
     sites = tuple(_named([(site, group[0]) for site, group in pairs]))
     places = {site.id: tuple((c.call, c.node) for c in group) for site, (_, group) in zip(sites, pairs, strict=True)}
     return Found(sites, places)
-
-
-def standard(flow: Flow, call: Call) -> Iterator[Candidate]:
-    for join in flow.joins[call]:
-        for branch in join.residual:
-            node = end(branch)
-            if node is None:
-                continue
-            channels = _channels(join.fork) if join.fork is not None else _channels(join.shortcuts[0].operand)
-            yield Candidate("standard", call, node, channels, join, gated=gated(branch.operand))
-
-
-def inner(flow: Flow, call: Call) -> Iterator[Candidate]:
-    for node in call.graph.nodes:
-        layer = _unit(node)
-        if layer is None or not layer.spatial:
-            continue
-        place, follower, gated_by = _follow(node)
-        if follower is None:
-            continue
-        join = flow.around(call, node)
-        yield Candidate(
-            "inner",
-            call,
-            place,
-            _block_input(call, node, layer, join),
-            join,
-            kernel=layer.kernel,
-            depthwise=layer.depthwise,
-            projects=follower.outputs <= follower.inputs,
-            gated=gated_by,
-        )
-
-
-PLACEMENTS: dict[str, Callable[[Flow, Call], Iterator[Candidate]]] = {
-    "standard": standard,
-    "inner": inner,
-}
-
-
-def _unit(node: fx.Node) -> Op | None:
-    """The convolution of a node that is one convolution with its norm, activation and padding."""
-    if node.op in ("placeholder", "output", "get_attr"):
-        return None
-    ops = chain(node)
-    layers = [o for o in ops if o.kind == "conv"]
-    rest = {o.kind for o in ops} - {"conv", "norm", "act", "pass", "pad", "scale", "bias", "pool"}
-    return layers[0] if len(layers) == 1 and not rest else None
-
-
-def _follow(node: fx.Node) -> tuple[fx.Node, Op | None, str]:
-    """From a convolution through norm and activation to the next layer: the last value before it, the layer if it is
-    a 1x1 convolution, and the gate met on the way."""
-    place, gated_by, current = node, "", node
-    while len(current.users) == 1 or _gates(current):
-        if _gates(current):
-            current = _gates(current)[0]
-            gated_by = f"already gated by {current.meta.get('path') or current.name}"
-            continue
-        user = next(iter(current.users))
-        layer = _unit(user) if user.op != "output" else None
-        if layer is not None:
-            return place, (layer if layer.pointwise else None), gated_by
-        kinds = {o.kind for o in chain(user)} if user.op != "output" else {"output"}
-        if not kinds <= {"norm", "act", "pass", "scale", "bias", "gate", "blur"}:
-            break
-        if "gate" in kinds:
-            gated_by = f"already gated by {user.meta.get('path') or user.name}"
-        if not passes(user) and "gate" not in kinds and "blur" not in kinds and not gated_by:
-            place = user
-        current = user
-    return place, None, gated_by
-
-
-def _gates(node: fx.Node) -> list[fx.Node]:
-    """Gates written out in the owner's own forward: the value is used for the squeeze and for the product."""
-    return [user for user in node.users if gate(user) is node] if len(node.users) > 1 else []
-
-
-def _block_input(call: Call, node: fx.Node, layer: Op, join: Join | None) -> int:
-    """Channels that enter the block: those before the 1x1 expansion, if the block begins with one."""
-    start = _start(node)
-    before = _unit(start) if start is not None else None
-    if start is not None and before is not None and before.pointwise:
-        source = _start(start)
-        if source is None or (join is not None and source is join.fork):
-            return before.inputs
-    return layer.inputs
-
-
-def _start(node: fx.Node) -> fx.Node | None:
-    """The layer that feeds ``node``, norms and activations skipped; None when that is the graph's argument."""
-    while True:
-        sources = data(node)
-        if len(sources) != 1 or sources[0].op == "placeholder":
-            return None
-        node = sources[0]
-        if not {o.kind for o in chain(node)} <= {"norm", "act", "pass", "scale", "bias"}:
-            return node
 
 
 def _key(candidate: Candidate, groups: dict[Any, list[Candidate]]) -> Any:
@@ -213,23 +69,10 @@ def _nested(flow: Flow) -> dict[Join, int]:
     return count
 
 
-def _area(node: fx.Node) -> int:
-    axis, area = channel_axis(node), 1
-    for i, n in enumerate(shape(node)):
-        area *= n if i not in (0, axis) else 1
-    return area
-
-
-def _channels(node: fx.Node) -> int:
-    axis = channel_axis(node)
-    dims = shape(node)
-    return dims[axis if axis is not None else 1] if len(dims) > 1 else 0
-
-
 def _site(index: Index, group: list[Candidate], nested: dict[Join, int], stage: int) -> Site:
     first = group[0]
     axis = channel_axis(first.node)
-    channels = {_channels(c.node) for c in group}
+    channels = {channels_of(c.node) for c in group}
     obstacle = ""
     if len(channels) > 1:
         obstacle = f"it has different channels in different calls: {sorted(channels)}"
@@ -242,7 +85,7 @@ def _site(index: Index, group: list[Candidate], nested: dict[Join, int], stage: 
         placement=first.placement,
         owner=first.call.path,
         cls=type(first.call.module).__name__,
-        channels=_channels(first.node),
+        channels=channels_of(first.node),
         axis=axis if axis is not None else 1,
         shape=shape(first.node),
         stage=stage,

@@ -194,7 +194,7 @@ def render(folder: Path, kind: str) -> str:
 def listing(what: str, pattern: str) -> list[dict[str, str]]:
     """Rows of ``se-inject list``."""
     if what == "placements":
-        from se_inject.sites import PLACEMENTS
+        from se_inject.placements import PLACEMENTS
 
         rows = [{"placement": "auto", "where": "inner for depthwise blocks, standard for other residual blocks"}]
         return rows + [{"placement": n, "where": " ".join((p.__doc__ or "").split())} for n, p in PLACEMENTS.items()]
