@@ -21,6 +21,7 @@ _INDEX = {
     "save": "api",
     "load": "api",
     "read_plan": "api",
+    "register_block": "blocks",
     "Injection": "api",
     "BlockSpec": "types",
     "Plan": "types",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from se_inject.api import read_plan as read_plan
     from se_inject.api import remove as remove
     from se_inject.api import save as save
+    from se_inject.blocks import register_block as register_block
     from se_inject.errors import LoadError as LoadError
     from se_inject.errors import PlanMismatchError as PlanMismatchError
     from se_inject.errors import RulesError as RulesError

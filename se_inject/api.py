@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from se_inject import baseline, splice, verify
-from se_inject.decide import decide
+from se_inject import baseline, budget, splice, verify
+from se_inject.decide import Alternatives, Budget, decide
 from se_inject.errors import PlanMismatchError, SEInjectError
 from se_inject.fingerprint import fingerprint
 from se_inject.guard import unwrap
 from se_inject.inputs import Inputs, dtype_of, resolve
 from se_inject.measure import measure
 from se_inject.modes import train_only
-from se_inject.rules import read
+from se_inject.policies import needed
+from se_inject.rules import Rules, read
 from se_inject.sites import Found, find
 from se_inject.spec import differences
 from se_inject.trace import Trace, trace
-from se_inject.types import Check, Cost, Plan, Report, SiteCost, to_dict
+from se_inject.types import Check, Cost, Decision, Plan, Report, SiteCost, to_dict
 
 
 @dataclass
@@ -77,11 +78,13 @@ def plan(model: nn.Module, example_inputs: Any = None, rules: Any = "auto", *, s
     return make_plan(unwrap(model), example_inputs, rules, seed=seed, name=name).plan
 
 
-def survey(model: nn.Module, example_inputs: Any, seed: int) -> tuple[Trace, Found, Inputs]:
-    """Record one forward and find every site in it."""
+def survey(
+    model: nn.Module, example_inputs: Any, placements: Collection[str], seed: int
+) -> tuple[Trace, Found, Inputs]:
+    """Record one forward and find every site of the placements in it."""
     inputs = resolve(model, example_inputs, seed=seed)
     recorded = trace(model, inputs)
-    return recorded, train_only(recorded, find(recorded)), inputs
+    return recorded, train_only(recorded, find(recorded, placements), placements), inputs
 
 
 def make_plan(
@@ -95,7 +98,8 @@ def make_plan(
 ) -> Planned:
     """Survey the model and decide by ``rules``."""
     parsed = read(rules)
-    recorded, found, inputs = survey(model, example_inputs, seed)
+    recorded, found, inputs = survey(model, example_inputs, needed(parsed.placement), seed)
+    half = dtype_of(model) == torch.float16
     made = Plan(
         model=name or f"{type(model).__module__}.{type(model).__qualname__}",
         model_args=model_args or {},
@@ -103,16 +107,38 @@ def make_plan(
         fingerprint=fingerprint(model),
         rules=to_dict(parsed),
         seed=seed,
-        decisions=decide(found.sites, parsed, half=dtype_of(model) == torch.float16),
+        decisions=decide(found.sites, parsed, half=half, budget=_budget(model, inputs, parsed)),
         notes=tuple(recorded.notes),
     )
     return Planned(made, recorded, found, inputs)
 
 
+def _budget(model: nn.Module, inputs: Inputs, rules: Rules) -> Budget | None:
+    """What chooses under the budget of the rules, with the cost of each block measured at its site."""
+    if not rules.budget:
+        return None
+    base = measure(model, inputs).cost
+    known: dict[str, tuple[int, int]] = {}
+
+    def price(decision: Decision) -> tuple[int, int]:
+        key = f"{decision.block} {decision.kwargs} {decision.site.shape}"
+        if key not in known:
+            block = splice.make_block(decision, 0, None)
+            cost = measure(block, torch.empty(decision.site.shape, device="meta")).cost
+            known[key] = (cost.parameters, cost.macs)
+        parameters, macs = known[key]
+        return parameters, macs * decision.site.calls
+
+    def choose(decisions: tuple[Decision, ...], alternatives: Alternatives) -> tuple[Decision, ...]:
+        return budget.choose(decisions, alternatives, rules.budget, base, price)
+
+    return choose
+
+
 def follow_plan(model: nn.Module, example_inputs: Any, made: Plan) -> Planned:
     """Survey the model for a plan that was made before; no rules. Raises ``PlanMismatchError``."""
     splice.require_fingerprint(model, made)
-    recorded, found, inputs = survey(model, example_inputs, made.seed)
+    recorded, found, inputs = survey(model, example_inputs, {d.site.placement for d in made.decisions}, made.seed)
     if lost := [d.site.id for d in made.insertions if d.site.id not in found.places]:
         raise PlanMismatchError(f"the plan inserts at {lost[0]}, where this model has no site. Make the plan again.")
     return Planned(made, recorded, found, inputs)

@@ -43,6 +43,8 @@ class Reference:
     def baseline(self) -> Baseline:
         """The part that travels with the plan."""
         first = self.eval.outputs[0].flatten()[:SAMPLES] if self.eval.outputs else torch.empty(0)
+        if first.is_complex() or not torch.isfinite(first).all():  # JSON has no NaN
+            first = torch.empty(0)
         return Baseline(
             tensors=self.tensors,
             probe=self.probe.shape or (),
@@ -74,11 +76,16 @@ def run(model: nn.Module, inputs: Inputs, training: bool, seed: int) -> Run:
         try:
             output = model(*inputs.args, **inputs.kwargs)
         except Exception as error:  # foreign code may raise anything
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            return Run([], {}, lines[0][:200])
+            return Run([], {}, first_line(error))
         tensors = [t.detach().clone() for t in tensors_in(output)]
         buffers = {name: t.detach().clone() for name, t in model.named_buffers()} if training else {}
     return Run(tensors, buffers)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its type when it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
 
 
 def tensors_in(output: Any) -> list[torch.Tensor]:
@@ -92,14 +99,18 @@ def tensors_in(output: Any) -> list[torch.Tensor]:
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Modes and buffers of all modules are afterwards what they were."""
+    """Modes and buffers of all modules are afterwards what they were, whether a forward writes or replaces them."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    held = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
         yield
     finally:
+        for own, buffers in held:
+            own.clear()
+            own.update(buffers)
         with torch.no_grad():
-            for buffer, value in buffers:
+            for buffer, value in values:
                 if not buffer.is_meta:
                     buffer.copy_(value)
         for module, mode in modes:

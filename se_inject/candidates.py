@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from se_inject.flow import Join, joins
+from se_inject.flow import Join, concats, joins
 from se_inject.ops import channel_axis, shape
 from se_inject.trace import Call
 
@@ -24,6 +24,9 @@ class Candidate:
     depthwise: bool = False
     projects: bool = False
     gated: str = ""
+    user: fx.Node | None = None  # the block stands between the value and this one user, not before all of them
+    name: str = "se"  # of the new child
+    group: Join | None = None  # the concatenation that it is, or is on a branch of
 
 
 @dataclass
@@ -31,10 +34,20 @@ class Flow:
     """The joins of every call, and which residual branch each node lies in."""
 
     calls: list[Call]
-    joins: dict[Call, list[Join]] = field(default_factory=dict)
+    joins: dict[Call, list[Join]] = field(default_factory=dict)  # residual ones
+    sums: dict[Call, list[Join]] = field(default_factory=dict)  # the others
+    concats: dict[Call, list[Join]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.joins = {call: [j for j in joins(call.graph) if j.residual] for call in self.calls}
+        # The axis of a value follows from earlier ones: asked for in order, no question goes deep.
+        nodes = [node for call in self.calls for node in call.graph.nodes if "order" in node.meta]
+        for node in sorted(nodes, key=lambda node: node.meta["order"]):
+            channel_axis(node)
+        for call in self.calls:
+            found = joins(call.graph)
+            self.joins[call] = [join for join in found if join.residual]
+            self.sums[call] = [join for join in found if not join.residual]
+            self.concats[call] = concats(call.graph)
 
     def around(self, call: Call, node: fx.Node, but: Join | None = None) -> Join | None:
         """The innermost residual join with ``node`` (of ``call``'s graph) on a deep branch."""
@@ -52,6 +65,28 @@ class Flow:
                 return None
             node, here = here.node, here.parent
         return None
+
+    def beside(self, call: Call, node: fx.Node, but: Join | None = None) -> Join | None:
+        """The outermost concatenation that has ``node`` on one of its branches."""
+        found, here = None, call
+        while True:
+            for group in self.concats[here]:
+                if group is not but and any(node in branch.nodes for branch in group.branches):
+                    found = group
+            if here.node is None or here.parent is None:
+                return found
+            node, here = here.node, here.parent
+
+    def branched(self, call: Call, node: fx.Node) -> bool:
+        """Whether ``node`` lies on any branch: residual, shortcut, summed or concatenated."""
+        here = call
+        while True:
+            for join in (*self.joins[here], *self.sums[here], *self.concats[here]):
+                if any(node in branch.nodes for branch in join.branches):
+                    return True
+            if here.node is None or here.parent is None:
+                return False
+            node, here = here.node, here.parent
 
 
 def area(node: fx.Node) -> int:

@@ -6,17 +6,19 @@ the child whose output the place is (a loop hides the expression), and for a ``G
 
 from __future__ import annotations
 
+import ast
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from se_inject.inputs import Inputs
-from se_inject.ops import HOMOGENEOUS, data, steps
-from se_inject.source import current_code, position
-from se_inject.trace import TORCH_DIR, Call, Names, Spot, Trace, methods, record
-from se_inject.types import Carrier
+from se_inject.ops import HOMOGENEOUS, data, op, steps
+from se_inject.source import current_code, method_source, parse, position
+from se_inject.trace import CONTAINERS, TORCH_DIR, Call, Names, Spot, Trace, methods, record
+from se_inject.types import Carrier, Position
 
 SLOTS = ("se", "attn")  # what the zoos call the attribute that holds channel attention
 CHILD = "se"
@@ -30,8 +32,10 @@ class Index:
         self.names = Names(trace.root)
         self.runs: Counter[str] = Counter()  # module path -> calls in one forward
         self.spots: Counter[tuple[Call, Any]] = Counter()  # (call, expression) -> nodes that it made
+        self.ran: Counter[Any] = Counter()  # (module path, expression, what it calls) -> times in one forward
         self.parameters: Counter[int] = Counter()  # parameter -> modules that hold it
         self.slots: dict[Any, str | None] = {}
+        self.taken: dict[int, set[str]] = {}  # module -> names given to new children
         for call in trace.calls:
             if call.parent is None:
                 self.runs[call.path] += 1
@@ -41,6 +45,7 @@ class Index:
                 spot: Spot | None = node.meta.get("spot")
                 if spot is not None:
                     self.spots[call, (spot.code, spot.span)] += 1
+                    self.ran[call.path, spot, node.target] += 1
         for module in trace.root.modules():
             for parameter in module._parameters.values():
                 self.parameters[id(parameter)] += 1
@@ -49,7 +54,7 @@ class Index:
 def carrier(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, str]:
     """The carrier for a block behind ``node``, or the reason why there is none."""
     if isinstance(call.module, fx.GraphModule):
-        return _graph(call, node), ""
+        return _graph(index, call, node), ""
     slot = _slot(index, call, node)
     if slot is not None:
         return Carrier("slot", call.path, slot), ""
@@ -60,17 +65,30 @@ def carrier(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, st
     return found, other and f"{reason}; {other}"
 
 
-def _graph(call: Call, node: fx.Node) -> Carrier:
+def edge(index: Index, call: Call, node: fx.Node, user: fx.Node, name: str) -> tuple[Carrier | None, str]:
+    """The carrier for a block between ``node`` and one user of it, or the reason why there is none."""
+    if isinstance(call.module, fx.GraphModule):
+        return replace(_graph(index, call, node), user=user.meta["fx"]), ""
+    operands: list[int | str] = [i for i, arg in enumerate(user.args) if arg is node]
+    operands += [key for key, arg in user.kwargs.items() if arg is node]
+    if len(operands) != 1:
+        return None, f"{user.name} takes the value {len(operands)} times, or in a list"
+    return _source(index, call, user, name, operands[0])
+
+
+def _graph(index: Index, call: Call, node: fx.Node) -> Carrier:
     owner = node.meta.get("path", "").rpartition(".")[0].removeprefix(call.path).lstrip(".")
-    name = free_name(_submodule(call.module, owner))
-    return Carrier("graph", call.path, f"{owner}.{name}" if owner else name, node=node.meta["fx"])
+    name = free_name(index, _submodule(call.module, owner))
+    return Carrier("graph", call.path, f"{owner}.{name}" if owner else name, node=node.meta.get("fx") or node.name)
 
 
 def _submodule(module: nn.Module, path: str) -> nn.Module:
     return module.get_submodule(path) if path else module
 
 
-def _source(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, str]:
+def _source(
+    index: Index, call: Call, node: fx.Node, base: str = CHILD, operand: int | str | None = None
+) -> tuple[Carrier | None, str]:
     spot: Spot | None = node.meta.get("spot")
     if spot is None or spot.code.co_filename.startswith(TORCH_DIR):
         return None, f"{type(call.module).__name__} runs it in a loop of torch's own"
@@ -78,15 +96,29 @@ def _source(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, st
         return None, f"it is computed inside a function that {spot.cls.__name__}.{spot.method} calls"
     if index.spots[call, (spot.code, spot.span)] > 1:
         return None, f"{spot.cls.__name__}.{spot.method} runs the expression more than once in one forward (a loop)"
+    if isinstance(call.module, CONTAINERS):
+        return None, f"{type(call.module).__name__} runs all its children, and would run a new one too"
     if "forward" in call.module.__dict__:
         return None, f"forward is set on the instance of {type(call.module).__name__}"
     if current_code(type(call.module), spot.method) is not spot.code:
         return None, f"{spot.cls.__name__}.{spot.method} is overridden in {type(call.module).__name__}"
     try:
-        place = position(spot)
+        place = position(spot, operand, node.op == "call_method")
     except ValueError as error:
         return None, str(error)
-    return Carrier("source", call.path, free_name(call.module), place), ""
+    if _dropped(spot, place):
+        return None, f"{spot.cls.__name__}.{spot.method} makes it by a statement whose value is dropped"
+    return Carrier("source", call.path, free_name(index, call.module, base), place), ""
+
+
+def _dropped(spot: Spot, place: Position) -> bool:
+    """Whether the expression is a whole statement (``x.relu_()``): a call around it would change nothing."""
+    span = (place.line + 2, place.column, place.end_line + 2, place.end_column)
+    return any(
+        (node.value.lineno, node.value.col_offset, node.value.end_lineno, node.value.end_col_offset) == span
+        for node in ast.walk(parse(method_source(spot.code)[0]))
+        if isinstance(node, ast.Expr)
+    )
 
 
 def _callee(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, str]:
@@ -97,16 +129,22 @@ def _callee(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, st
     if "forward" in module.__dict__ or isinstance(module, fx.GraphModule):
         return None, f"forward is set on the instance of {name}"
     if type(module).forward is nn.Sequential.forward:
-        return Carrier("append", path, free_name(module)), ""
-    return Carrier("callee", path, free_name(module)), ""
+        return Carrier("append", path, free_name(index, module)), ""
+    if isinstance(module, CONTAINERS):
+        return None, f"{name} runs all its children, and would run a new one too"
+    return Carrier("callee", path, free_name(index, module)), ""
 
 
-def free_name(module: nn.Module, base: str = CHILD) -> str:
-    """``se``, or ``se_1`` and so on when the module has such an attribute; a ``None`` that nothing reads may go."""
-    name, n = base, 0
-    while hasattr(module, name) and not (getattr(module, name) is None and name not in _read(type(module))):
+def free_name(index: Index, module: nn.Module, base: str = CHILD) -> str:
+    """``se``, or ``se_1`` and so on when the module has such an attribute, or another site of it that name; a ``None``
+    that nothing reads may go."""
+    name, n, taken = base, 0, index.taken.setdefault(id(module), set())
+    while name in taken or (
+        hasattr(module, name) and not (getattr(module, name) is None and name not in _read(type(module)))
+    ):
         n += 1
         name = f"{base}_{n}"
+    taken.add(name)
     return name
 
 
@@ -163,6 +201,8 @@ def _reaches(node: fx.Node, path: str) -> bool:
     """Whether the value goes to the Identity at ``path``, and to nothing else, through other identities at most."""
     while len(node.users) == 1:
         node = next(iter(node.users))
+        if node.op in ("call_function", "call_method") and op(node).kind == "pass":
+            continue  # x + 0
         if node.op != "call_module" or not node.meta.get("identity"):
             return False
         if node.meta["path"] == path:
@@ -179,17 +219,19 @@ def batch_norm(index: Index, node: fx.Node) -> tuple[str, str]:
         for o, inner in reversed(steps(current)):
             if o.kind == "norm":
                 return _affine(index, o.path)
-            if o.kind not in ("pass", "scale", "permute", "pool") and o.name not in HOMOGENEOUS:
+            if o.kind not in ("pass", "scale", "permute", "pool", "blur") and o.name not in HOMOGENEOUS:
                 return "", f"between it and a batch norm stands {o.name or o.kind}, which does not scale with its input"
             if len(data(inner)) != 1 or len(data(inner)[0].users) != 1:
                 return "", "the value before it is used elsewhere too"
         current = data(current)[0] if len(data(current)) == 1 else None
+        if current is not None and len(current.users) != 1:
+            return "", "the value before it is used elsewhere too"
     return "", "no batch norm stands before it"
 
 
 def _affine(index: Index, path: str) -> tuple[str, str]:
     module: Any = _submodule(index.trace.root, path)
-    name = f"{path} ({type(module).__name__})"
+    name = f"{path or 'the model itself'} ({type(module).__name__})"
     norm: bool = isinstance(module, nn.modules.batchnorm._BatchNorm)
     if not norm:
         return "", f"{name} is not a batch norm with weight and bias"

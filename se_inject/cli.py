@@ -5,10 +5,15 @@ Exit codes: 0 done, 1 a refusal with one clear line, 2 wrong usage. Nothing heav
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import logging
+import math
+import os
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +30,26 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with undisturbed():
+                return super().invoke(ctx)
         except SEInjectError as error:
             message = " ".join(printable(str(error)).split())
-            click.echo(f"{click.style('Error', fg='red')}: {message}", err=True)
+            label = "Error" if "NO_COLOR" in os.environ else click.style("Error", fg="red")
+            click.echo(f"{label}: {message}", err=True)
             ctx.exit(1)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order in which they are used
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Libraries warn and log for their own developers: not among our lines, unless python -W asks for it."""
+    logging.getLogger().addHandler(logging.NullHandler())
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        yield
 
 
 def printable(text: str) -> str:
@@ -50,6 +70,20 @@ def main() -> None:
     """
 
 
+def ratio(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not (math.isfinite(value) and value >= 1 / 8):
+        raise click.BadParameter(f"{value:g} is not a number from 0.125 on; 16 makes 256 channels 16.")
+    return value
+
+
+def register(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
+    """What the command line names is imported; what a file names is not."""
+    from se_inject.blocks.custom import import_block
+
+    for name in value:
+        import_block(name)
+
+
 def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
     return lambda command: functools.reduce(lambda done, wrap: wrap(done), reversed(decorators), command)
 
@@ -68,29 +102,41 @@ model_options = options(
     click.option("--input-size", metavar="C,H,W", help="Size of one input; default: the model's own configuration."),
 )
 rule_options = options(
-    click.option("--rules", type=click.Path(path_type=Path), help="YAML file of rules."),
-    click.option("--placement", help="auto (default), standard, inner: `se-inject list placements`."),
-    click.option("--block", help="Which block: `se-inject list blocks`.  [default: se]"),
+    click.option("--rules", metavar="FILE|PRESET", help="YAML file of rules, or a preset: `se-inject list presets`."),
+    click.option(
+        "--placement", multiple=True, metavar="NAME", help="auto (default), standard, ...: `se-inject list placements`."
+    ),
+    click.option(
+        "--block", metavar="NAME", help="Which block: `se-inject list blocks`, or pkg.mod:Class.  [default: se]"
+    ),
     click.option("--block-arg", multiple=True, metavar="KEY=VALUE", help="Option of the block: gate=hardsigmoid."),
-    click.option("--ratio", type=click.FloatRange(min=0, min_open=True), help="Channels / reduced channels: 16."),
-    click.option("--init", help="identity (default, bit-equal start), absorb, paper."),
+    click.option("--ratio", type=float, callback=ratio, help="Channels / reduced channels: 16."),
+    click.option("--init", metavar="NAME", help="identity (default, bit-equal start), absorb, paper."),
     click.option("--include", multiple=True, metavar="PATTERN", help="Paths to take: glob, or re:... ; repeatable."),
     click.option("--exclude", multiple=True, metavar="PATTERN", help="Paths to leave out; repeatable."),
     click.option("--min-channels", type=click.IntRange(min=0), help="Leave out narrower sites."),
     click.option("--stages", metavar="N,N", help="Only these stages (1 is the largest resolution)."),
+    click.option("--budget", metavar="KEY=SHARE", help="Choose sites and ratios under params=2%,macs=1%."),
+    click.option("--again", is_flag=True, help="Insert at places that are gated already."),
     click.option("--seed", type=int, default=0, show_default=True, help="Of new weights and of the probe."),
 )
 base_options = options(
-    click.option("--model", help="pkg.module:factory of the base model, if it is not from timm or torchvision."),
+    click.option(
+        "--model", metavar="MODEL", help="pkg.module:factory of the base model, if it is not from timm or torchvision."
+    ),
     click.option("--model-arg", multiple=True, metavar="KEY=VALUE", help="Its constructor options; repeatable."),
-)
+    click.option(
+        "--block", multiple=True, metavar="pkg.mod:Class", expose_value=False, callback=register,
+        help="A class that the plan names as a block; repeatable.",
+    ),
+)  # fmt: skip
 output_options = options(
     click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables."),
     click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
 )
 
 
-@main.command(context_settings=CONTEXT)
+@main.command(short_help="Insert blocks, check, and write the result.", context_settings=CONTEXT)
 @model_options
 @rule_options
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Apply this plan.json instead of rules.")
@@ -112,7 +158,7 @@ def convert(model: str, output: Path, force: bool, check: bool, as_json: bool, q
     from se_inject import workflow
     from se_inject.terminal import Terminal
 
-    with Terminal(quiet=quiet or as_json) as screen:
+    with Terminal(quiet=quiet, results=not as_json) as screen:
         report = workflow.convert(model, given, output, force=force, check=check, screen=screen)
         screen.report(report, output)
     if as_json:
@@ -121,13 +167,16 @@ def convert(model: str, output: Path, force: bool, check: bool, as_json: bool, q
         click.echo(to_json(report), nl=False)
 
 
-@main.command(context_settings=CONTEXT)
+@main.command(short_help="Show where blocks would go, and why.", context_settings=CONTEXT)
 @model_options
 @rule_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the plan to this file.")
+@click.option("--force", is_flag=True, help="Replace an earlier plan.")
 @click.option("--all", "show_all", is_flag=True, help="List every skip, not only their number by reason.")
 @output_options
-def plan(model: str, output: Path | None, show_all: bool, as_json: bool, quiet: bool, **given: Any) -> None:
+def plan(
+    model: str, output: Path | None, force: bool, show_all: bool, as_json: bool, quiet: bool, **given: Any
+) -> None:
     """Show where blocks would go in MODEL, and why; nothing is changed and no weights are needed.
 
     \b
@@ -139,21 +188,20 @@ def plan(model: str, output: Path | None, show_all: bool, as_json: bool, quiet: 
     from se_inject import workflow
     from se_inject.terminal import Terminal
 
-    with Terminal(quiet=quiet or as_json) as screen:
-        made = workflow.plan(model, given, output, screen=screen)
+    with Terminal(quiet=quiet, results=not as_json) as screen:
+        made = workflow.plan(model, given, output, force=force, screen=screen)
         screen.plan(made, show_all=show_all)
+        if output is not None:
+            screen.line(f"Written to {output}")
     if as_json:
         from se_inject.api import dump
 
         click.echo(dump(made), nl=False)
 
 
-@main.command(context_settings=CONTEXT)
+@main.command(short_help="Check an output folder again.", context_settings=CONTEXT)
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option(
-    "--model", help="pkg.module:factory of the base model, where the plan names no timm or torchvision model."
-)
-@click.option("--model-arg", multiple=True, metavar="KEY=VALUE", help="Its constructor options; repeatable.")
+@base_options
 @output_options
 def verify(folder: Path, model: str | None, model_arg: tuple[str, ...], as_json: bool, quiet: bool) -> None:
     """Check an output FOLDER again, without the original: hashes, outputs on the probe, blocks, cost.
@@ -166,7 +214,7 @@ def verify(folder: Path, model: str | None, model_arg: tuple[str, ...], as_json:
     from se_inject import workflow
     from se_inject.terminal import Terminal
 
-    with Terminal(quiet=quiet or as_json) as screen:
+    with Terminal(quiet=quiet, results=not as_json) as screen:
         checks = workflow.verify(folder, model, model_arg, screen=screen)
         screen.checks(checks)
     if as_json:
@@ -174,13 +222,10 @@ def verify(folder: Path, model: str | None, model_arg: tuple[str, ...], as_json:
     workflow.require(checks)
 
 
-@main.command(context_settings=CONTEXT)
+@main.command(short_help="Take the blocks out of an output folder.", context_settings=CONTEXT)
 @click.argument("folder", type=click.Path(path_type=Path))
+@base_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option(
-    "--model", help="pkg.module:factory of the base model, where the plan names no timm or torchvision model."
-)
-@click.option("--model-arg", multiple=True, metavar="KEY=VALUE", help="Its constructor options; repeatable.")
 @click.option("--force", is_flag=True, help="Replace an earlier output.")
 @output_options
 def remove(
@@ -195,14 +240,14 @@ def remove(
     from se_inject import workflow
     from se_inject.terminal import Terminal
 
-    with Terminal(quiet=quiet or as_json) as screen:
+    with Terminal(quiet=quiet, results=not as_json) as screen:
         summary = workflow.remove(folder, output, model, model_arg, force=force, screen=screen)
         screen.line(summary["summary"])
     if as_json:
         click.echo(json.dumps(summary, indent=1))
 
 
-@main.command(context_settings=CONTEXT)
+@main.command(short_help="Show the report of an output folder.", context_settings=CONTEXT)
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--format", "kind", type=click.Choice(["terminal", "md", "json"]), default="terminal", show_default=True)
 @click.option("--all", "show_all", is_flag=True, help="List every skip, not only their number by reason.")
@@ -224,12 +269,13 @@ def report(folder: Path, kind: str, show_all: bool) -> None:
         click.echo(workflow.render(folder, kind), nl=False)
 
 
-@main.command("list", context_settings=CONTEXT)
-@click.argument("what", type=click.Choice(["blocks", "placements", "models"]))
+@main.command("list", short_help="List blocks, placements or models.", context_settings=CONTEXT)
+@click.argument("what", type=click.Choice(["blocks", "placements", "presets", "rules", "models"]))
 @click.argument("pattern", default="*")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def list_(what: str, pattern: str, as_json: bool) -> None:
-    """List blocks, placements, or models by a glob PATTERN.
+@click.option("--schema", is_flag=True, help="With rules: their JSON Schema, for editors.")
+def list_(what: str, pattern: str, as_json: bool, schema: bool) -> None:
+    """List blocks, placements, presets, the keys of rules, or models by a glob PATTERN.
 
     \b
     Examples:
@@ -239,6 +285,13 @@ def list_(what: str, pattern: str, as_json: bool) -> None:
     from se_inject import workflow
     from se_inject.terminal import Terminal
 
+    if schema:
+        if what != "rules":
+            raise click.UsageError("--schema goes with `list rules`.")
+        from se_inject.rules import schema as rules_schema
+
+        click.echo(json.dumps(rules_schema(), indent=1))
+        return
     rows = workflow.listing(what, pattern)
     if as_json:
         click.echo(json.dumps(rows, indent=1))

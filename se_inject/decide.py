@@ -2,109 +2,111 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
-from se_inject.blocks import BLOCKS
+from se_inject.blocks import Block, find_block
+from se_inject.budget import RATIOS
 from se_inject.errors import RulesError, closest
-from se_inject.rules import Rules, included, select
+from se_inject.policies import choose
+from se_inject.rules import Rules
+from se_inject.select import Answer, included, select
 from se_inject.types import Decision, Site
 
 # `inner` under `auto`: a quarter of the block's input channels, the convention of MBConv and RegNetY.
 INNER_DEFAULTS = {"rd_ratio": 0.25, "rd_base": "block"}
+Alternatives = Callable[[Decision], list[tuple[float, Decision]]]
+Budget = Callable[[tuple[Decision, ...], Alternatives], tuple[Decision, ...]]
 
 
-def decide(sites: Iterable[Site], rules: Rules, *, half: bool = False) -> tuple[Decision, ...]:
-    """One decision for every site. ``half``: the model is in fp16, where ``absorb`` is not exact.
+def decide(
+    sites: Iterable[Site], rules: Rules, *, half: bool = False, budget: Budget | None = None
+) -> tuple[Decision, ...]:
+    """One decision for every site. ``half``: the model is in fp16, where ``absorb`` is not exact. ``budget``: chooses
+    among what the rules take, when they set one.
 
     Raises ``RulesError`` when nothing is to be inserted, with the nearest paths or the commonest reason.
     """
     sites = tuple(sites)
-    chosen = POLICIES[rules.placement](sites)
-    decisions = tuple(_decide(site, rules, *chosen[site.id], half) for site in sites)
+    chosen = choose(rules.placement, sites)
+    selected = select(rules, [site for site in sites if chosen[site.id][0]])
+    decisions = tuple(_decide(site, rules, chosen[site.id], selected.get(site.id), half) for site in sites)
+    if budget is not None:
+
+        def alternatives(planned: Decision) -> list[tuple[float, Decision]]:
+            site, found = planned.site, {}
+            for ratio in rules.budget.get("ratios", RATIOS) if "rd_ratio" in find_block(planned.block).options else ():
+                changed = replace(rules, ratio=ratio, ratio_by_stage={})
+                other = _decide(site, changed, chosen[site.id], selected.get(site.id), half)
+                found[str(other.kwargs)] = (ratio, other)  # two ratios may round to one width
+            return list(found.values()) or [(0.0, planned)]
+
+        decisions = budget(decisions, alternatives)
     if not any(d.status == "insert" for d in decisions):
         raise RulesError(_nothing(sites, rules, decisions))
-    return decisions
+    return _renamed(decisions)
 
 
-def _only(placement: str) -> Callable[[tuple[Site, ...]], dict[str, tuple[str, str]]]:
-    def policy(sites: tuple[Site, ...]) -> dict[str, tuple[str, str]]:
-        return {
-            site.id: (f"placement {placement}", "")
-            if site.placement == placement
-            else ("", f"the rules ask for placement {placement}")
-            for site in sites
-        }
-
-    return policy
-
-
-def auto(sites: tuple[Site, ...]) -> dict[str, tuple[str, str]]:
-    """Per block: a depthwise convolution with a 1x1 projection takes ``inner``, any other residual block ``standard``.
-
-    Returns id -> (why it is taken, "") or ("", why not).
-    """
-    answer: dict[str, tuple[str, str]] = {}
-    taken: dict[str, Site] = {}
-    gates: dict[str, str] = {}
-    for site in sites:
-        if site.gated:
-            gates.setdefault(site.block, site.gated)
-        if site.placement == "inner" and site.depthwise and site.projects:
-            taken.setdefault(site.block, site)
-            kernel = "x".join(map(str, site.kernel))
-            answer[site.id] = (f"depthwise {kernel} followed by a 1x1 projection", "")
-        elif site.placement == "inner":
-            why = "expands" if site.depthwise else "is not depthwise"
-            answer[site.id] = ("", f"auto: the block takes standard, its {site.kernel[0]}-wide convolution {why}")
-    for site in sites:
-        if site.placement != "standard":
-            continue
-        if site.id in taken or site.block in taken:
-            answer[site.id] = ("", "auto: the block takes inner, before its 1x1 projection")
-        elif site.nested:
-            answer[site.id] = ("", f"auto: its branch holds {site.nested} residual blocks of their own")
-        elif site.block in gates:
-            answer[site.id] = ("", gates[site.block])
-        else:
-            answer[site.id] = ("residual block", "")
-    return answer
+def _renamed(decisions: tuple[Decision, ...]) -> tuple[Decision, ...]:
+    """Every site has a name of its own for its child; what is inserted takes the first of its owner's names."""
+    names: dict[tuple[str, str], set[str]] = {}
+    for decision in decisions:
+        if (carrier := decision.site.carrier) is not None and carrier.kind != "slot":
+            names.setdefault(_pool(decision), set()).add(carrier.name)
+    free = {pool: sorted(found, key=lambda name: (len(name), name)) for pool, found in names.items()}
+    renamed = []
+    for decision in decisions:
+        carrier = decision.site.carrier
+        if decision.status == "insert" and carrier is not None and carrier.kind != "slot":
+            carrier = replace(carrier, name=free[_pool(decision)].pop(0))
+            decision = replace(decision, site=replace(decision.site, carrier=carrier))
+        renamed.append(decision)
+    return tuple(renamed)
 
 
-POLICIES: dict[str, Callable[[tuple[Site, ...]], dict[str, tuple[str, str]]]] = {
-    "auto": auto,
-    "standard": _only("standard"),
-    "inner": _only("inner"),
-}
+def _pool(decision: Decision) -> tuple[str, str]:
+    """The module that gets the child, and the child's name without its number."""
+    parent, _, name = decision.key.rpartition(".")
+    return parent, re.sub(r"_\d+$", "", name)
 
 
-def _decide(site: Site, rules: Rules, why: str, why_not: str, half: bool) -> Decision:
-    if why_not:
+def _decide(site: Site, rules: Rules, chosen: tuple[str, str], selected: Answer | None, half: bool) -> Decision:
+    why, why_not = chosen
+    if selected is None or why_not:
         return Decision(site, "skip", why_not)
-    match, reason = select(rules, site)
-    defaults: dict[str, Any] = INNER_DEFAULTS if rules.placement == "auto" and site.placement == "inner" else {}
-    spec = rules.spec(match, defaults)
+    match, reason = selected
+    defaults: dict[str, Any] = INNER_DEFAULTS if site.placement == "inner" and "auto" in rules.placement else {}
+    spec = rules.spec(match, defaults, site)
     init = (match.init if match else "") or rules.init
-    reason = reason or _impossible(site, spec.name, init, half)
+    block = find_block(spec.name)
+    reason = reason or _impossible(site, rules, spec.name, init, half)
     if reason:
         return Decision(site, "skip", reason)
-    block = BLOCKS[spec.name]
     try:
-        kwargs = block.resolve(site, init, spec.options)
+        kwargs = block.resolve(site, init, _known(spec.options, block))
     except ValueError as error:
         raise RulesError(f"block {spec.name} at {site.id}: {error}.") from error
+    if reason := block.refusal(site, init, kwargs):
+        return Decision(site, "skip", reason)
     return Decision(site, "insert", why, spec.name, init, kwargs)
 
 
-def _impossible(site: Site, block: str, init: str, half: bool) -> str:
-    if site.gated:
+def _known(options: dict[str, Any], block: Block) -> dict[str, Any]:
+    """Without the defaults and ratios that a block has no use for; what the user wrote in `block` was checked."""
+    return {name: value for name, value in options.items() if name in block.options}
+
+
+def _impossible(site: Site, rules: Rules, block: str, init: str, half: bool) -> str:
+    if site.gated and not rules.again:
         return site.gated
     if site.obstacle:
         return f"no way to insert: {site.obstacle}"
-    if site.layout not in BLOCKS[block].layouts:
-        layouts = ", ".join(BLOCKS[block].layouts)
-        return f"layout {site.layout} (shape {list(site.shape)}); block {block} takes {layouts}"
-    if init not in BLOCKS[block].inits:
+    layouts = find_block(block).layouts
+    if layouts and site.layout not in layouts:
+        return f"layout {site.layout} (shape {list(site.shape)}); block {block} takes {', '.join(layouts)}"
+    if init not in find_block(block).inits:
         return f"block {block} cannot start as {init}"
     if init == "absorb" and half:
         return "absorb is not exact in float16 (subnormals and overflow); use identity"
@@ -116,8 +118,8 @@ def _impossible(site: Site, block: str, init: str, half: bool) -> str:
 def _nothing(sites: tuple[Site, ...], rules: Rules, decisions: tuple[Decision, ...]) -> str:
     if not sites:
         return (
-            "no site found: the model has no residual block and no convolution followed by a 1x1 projection. "
-            "`se-inject list placements` says what is looked for."
+            f"no place for {' or '.join(rules.placement)} found in this model. `se-inject list placements` says what is "
+            "looked for; RepVGG and its like have `sum`, plain chains `conv`."
         )
     patterns = [*rules.include, *(p for entry in rules.sites for p in entry.include)]
     unmatched = [p for p in patterns if all(included(Rules(include=(p,)), site) for site in sites)]

@@ -26,18 +26,7 @@ def factory_call(spec: str, module: str, attribute: str, args: dict[str, Any], p
     The current directory can be imported from, as with ``python -m``. ``pretrained`` is passed on to a factory that
     takes it. Raises ``LoadError`` for what cannot be a factory: above all, anything of the standard library.
     """
-    for part in (*module.split("."), *attribute.split(".")):
-        if part.startswith("__") or keyword.iskeyword(part):
-            raise LoadError(f"{spec}: {part!r} cannot be part of a factory's name.")
-    _refuse_stdlib(spec, module)
-    if os.getcwd() not in sys.path and "" not in sys.path:  # as with python -m; modules imported later need it too
-        sys.path.insert(0, os.getcwd())
-    target: Any = import_or_refuse(module, spec)
-    for i, part in enumerate(attribute.split(".")):
-        if not hasattr(target, part):
-            where = ".".join([module, *attribute.split(".")[:i]])
-            raise LoadError(f"{spec}: {where} has no {part!r}.{closest(part, dir(target))}")
-        target = getattr(target, part)
+    target = find(spec, module, attribute)
     if isinstance(target, nn.Module) or not callable(target):
         raise LoadError(f"{spec}: is a {type(target).__name__}; name a function or class that builds the model.")
     function = target
@@ -51,6 +40,23 @@ def factory_call(spec: str, module: str, attribute: str, args: dict[str, Any], p
     if "pretrained" in takes:
         args["pretrained"] = pretrained
     return functools.partial(target, **args)
+
+
+def find(spec: str, module: str, attribute: str) -> Any:
+    """``module:attribute``; the module is imported, from the current directory too. Raises ``LoadError``."""
+    for part in (*module.split("."), *attribute.split(".")):
+        if part.startswith("__") or keyword.iskeyword(part):
+            raise LoadError(f"{spec}: {part!r} cannot be part of a factory's name.")
+    _refuse_stdlib(spec, module)
+    if os.getcwd() not in sys.path and "" not in sys.path:  # as with python -m; modules imported later need it too
+        sys.path.insert(0, os.getcwd())
+    target: Any = import_or_refuse(module, spec)
+    for i, part in enumerate(attribute.split(".")):
+        if not hasattr(target, part):
+            where = ".".join([module, *attribute.split(".")[:i]])
+            raise LoadError(f"{spec}: {where} has no {part!r}.{closest(part, dir(target))}")
+        target = getattr(target, part)
+    return target
 
 
 def _refuse_stdlib(spec: str, module: str) -> None:

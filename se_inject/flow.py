@@ -3,7 +3,7 @@
 join: an addition of two or more tensors of the same shape; chained additions are one join. fork: the immediate
 dominator of the join, None when its operands come from different arguments. branch: what lies between the fork and
 one operand. A join is residual when one branch is deep (two layers in a row, or one and an activation) and another is
-a shortcut (no layer, or one linear projection); branches of equal weight are a sum.
+a shortcut (no layer, or one linear projection) from the same value; branches of equal weight are a sum.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from se_inject.ops import chain, data, gate, longest, nonlinear, op, passes, per_node, shape
+from se_inject.ops import chain, channel_axis, data, gate, longest, nonlinear, op, passes, per_node, shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +28,24 @@ class Branch:
         """The operand is the fork itself, or an argument: nothing happens on this branch."""
         return not self.nodes or self.operand.op == "placeholder"
 
+    @property
+    def resamples(self) -> bool:
+        return any(o.kind == "resample" for n in self.nodes for o in chain(n))
+
 
 @dataclass(frozen=True, eq=False)
 class Join:
     node: fx.Node
     fork: fx.Node | None
     branches: tuple[Branch, ...]
+    parts: frozenset[fx.Node] = frozenset()  # the additions that it is made of, itself included
+
+    @property
+    def parted(self) -> bool:
+        """Every branch takes its own part of the fork: slices, chunks of a split, items of a list."""
+        firsts = [n for b in self.branches for n in b.nodes if self.fork in data(n)]
+        whole = any(not b.nodes for b in self.branches) or any(op(n).kind != "slice" for n in firsts)
+        return self.fork is not None and not whole
 
     @property
     def shortcuts(self) -> tuple[Branch, ...]:
@@ -45,8 +57,12 @@ class Join:
         deepest = max(b.weight for b in self.branches)
         deep = tuple(b for b in self.branches if b.weight == deepest)
         rest = [b for b in self.branches if b.weight < deepest]
-        if not rest or any(op(n).kind == "resample" for b in rest for n in b.nodes):
+        if not rest or any(b.resamples for b in rest):
             return ()
+        if any(b.resamples for b in deep) and not all(b.direct for b in rest):
+            return ()  # two maps brought to one size (FPN)
+        if self.parted:
+            return ()  # other values, not a shortcut (Res2Net)
         if deepest == 1 and not all(b.direct for b in rest):  # one layer beside a norm: RepVGG's parallel branches
             return ()
         if self.fork is None and not any(b.operand.meta.get("argument") for b in rest):
@@ -65,10 +81,50 @@ def joins(graph: fx.Graph) -> list[Join]:
     for node in nodes:
         if node in inner:
             continue
-        operands = _flatten(node, inner)
+        operands, parts = _flatten(node, inner)
         fork = above[node]
-        found.append(Join(node, fork, tuple(_branch(operand, fork) for operand in operands)))
+        found.append(Join(node, fork, tuple(_branch(operand, fork) for operand in operands), frozenset(parts)))
     return found
+
+
+def concats(graph: fx.Graph) -> list[Join]:
+    """Concatenations along the channels of branches with a common fork, one of which has a layer.
+
+    The fork may lie in the caller's graph (VoVNet hands the outputs of earlier layers in as a list).
+    """
+    nodes = [n for n in graph.nodes if n.op.startswith("call") and op(n).kind == "cat" and len(data(n)) > 1]
+    if not nodes:
+        return []
+    above, found = dominators(graph), []
+    for node in nodes:
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        axes = {channel_axis(operand) for operand in data(node)} - {None}
+        if not isinstance(dim, int) or axes != {dim % max(len(shape(node)), 1)}:
+            continue
+        fork = above[node]
+        group = Join(node, fork, tuple(_branch(operand, fork) for operand in data(node)), frozenset([node]))
+        if fork is None:
+            fork = _outer_fork({n for b in group.branches for m in b.nodes for n in (m, *data(m))})
+        layered = any(branch.weight for branch in group.branches)
+        if fork is not None and layered and not any(branch.resamples for branch in group.branches):
+            found.append(group)
+    return found
+
+
+def _outer_fork(nodes: set[fx.Node]) -> fx.Node | None:
+    """The common dominator, in the caller's graph, of the arguments among ``nodes``."""
+    outer: list[fx.Node] = [n.meta["outer"] for n in nodes if n.op == "placeholder" and n.meta.get("outer")]
+    if not outer or len({n.graph for n in outer}) > 1:
+        return None
+    above = dominators(outer[0].graph)
+    chains = []
+    for node in outer:
+        path, higher = [node], above.get(node)
+        while higher is not None:
+            path.append(higher)
+            higher = above.get(higher)
+        chains.append(path)
+    return next((n for n in chains[0] if all(n in other for other in chains[1:])), None)
 
 
 @per_node
@@ -80,11 +136,14 @@ def _adds(node: fx.Node) -> tuple[fx.Node, ...]:
     return data(node) if same and len(shape(node)) > 1 else ()
 
 
-def _flatten(node: fx.Node, inner: set[fx.Node]) -> list[fx.Node]:
-    found: list[fx.Node] = []
+def _flatten(node: fx.Node, inner: set[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
+    """The operands of a chained addition, and the additions."""
+    operands: list[fx.Node] = []
+    parts = [node]
     for operand in _adds(node):
-        found += _flatten(operand, inner) if operand in inner else [operand]
-    return list(dict.fromkeys(found))
+        deeper = _flatten(operand, inner) if operand in inner else ([operand], [])
+        operands, parts = operands + deeper[0], parts + deeper[1]
+    return list(dict.fromkeys(operands)), parts
 
 
 def _branch(operand: fx.Node, fork: fx.Node | None) -> Branch:
@@ -154,4 +213,15 @@ def gated(node: fx.Node) -> str:
                 return ""
         sources = data(current)
         current = sources[0] if len(sources) == 1 else None
+    return ""
+
+
+def gated_next(node: fx.Node) -> str:
+    """Why the value counts as gated already: the gate that it goes into."""
+    for user in node.users:
+        if not user.op.startswith("call"):
+            continue
+        kinds = {o.kind for o in chain(user)}
+        if gate(user) is node or ("gate" in kinds and kinds <= {"gate", "pass"}):
+            return f"already gated by {user.meta.get('path') or user.name}"
     return ""

@@ -23,8 +23,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise SEInjectError(f"expected an nn.Module, found {type(model).__name__}.")
-    while (name := f"{type(model).__module__}.{type(model).__qualname__}") in WRAPPERS:
-        model = getattr(model, WRAPPERS[name])
+    while wrapper := next((n for n in map(_name, type(model).__mro__) if n in WRAPPERS), ""):
+        model = getattr(model, WRAPPERS[wrapper])
     for path, module in model.named_modules():
         reason = _refusal(module)
         if reason:
@@ -33,11 +33,15 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
 def _refusal(module: nn.Module) -> str:
     name = type(module).__module__
     if isinstance(module, torch.jit.ScriptModule):
         return "a ScriptModule, which has no Python source: give the model before torch.jit.script or trace"
-    if any("fully_shard" in base.__module__ or "fsdp" in base.__module__ for base in type(module).__mro__):
+    if any(base.__module__.startswith("torch.distributed.fsdp") for base in type(module).__mro__):
         return "an FSDP module: inject first, then shard"
     if ".quantized" in name and "ao.nn" in name and "FloatFunctional" not in type(module).__name__:
         return f"a quantized {type(module).__name__}: inject into the float model, then quantize"

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import ast
 import inspect
+import keyword
 import sys
 import textwrap
-from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from se_inject.blocks import BLOCKS
-from se_inject.generated import class_source
+from se_inject.blocks import BLOCKS, find_block
+from se_inject.portable import Header, NoSource, bind_class, bind_globals, block_code, class_code
 from se_inject.source import Edit
-from se_inject.types import Plan
+from se_inject.types import Decision, Plan
 
 HEADER = '''"""{title}
 
@@ -62,17 +61,15 @@ def load(path=None, **options):
         state = {{key: file.get_tensor(key) for key in file.keys()}}
         aliases = json.loads((file.metadata() or {{}}).get("aliases", "{{}}"))
     state.update({{key: state[name] for key, name in aliases.items()}})
-    for key, tensor in model.state_dict().items():  # a half-precision checkpoint makes a half-precision model
+    dtypes = {{tensor.dtype for tensor in state.values() if tensor.is_floating_point()}}
+    if len(dtypes) == 1:  # a half-precision checkpoint makes a half-precision model
+        model.to(dtypes.pop())
+    for key, tensor in model.state_dict(keep_vars=True).items():
         if key in state and tensor.dtype != state[key].dtype:
-            model.to(state[key].dtype)
-            break
+            tensor.data = tensor.data.to(state[key].dtype)
     model.load_state_dict(state)
     return model.eval()
 '''
-
-
-class NoSource(Exception):
-    """Why the model cannot be written as code; its message is a sentence for the report."""
 
 
 def render(base: nn.Module, plan: Plan) -> str:
@@ -88,34 +85,37 @@ def render(base: nn.Module, plan: Plan) -> str:
             raise NoSource("the model is a GraphModule: its code is its graph, which no library holds")
         if carrier.kind in ("source", "callee"):
             edits[carrier.path] = (*edits.get(carrier.path, ()), Edit(carrier.name, carrier.position))
-    imports = {"import json", "from pathlib import Path", "from safetensors import safe_open"}
+    header = Header()
+    used = sorted({d.block for d in plan.insertions})
+    blocks = block_code([BLOCKS[name].module for name in used if name in BLOCKS], header)
+    for name in used:
+        if name not in BLOCKS:  # a class of the user's own: imported, as the model's library is
+            bind_class(find_block(name).module, header)
+    build = _build(plan, header)
+    classes = {path: (type(base.get_submodule(path)), edit) for path, edit in edits.items()}
+    for cls, edit in dict.fromkeys(classes.values()):
+        bind_class(cls, header)
+        bind_globals(cls, edit, header)
     names: dict[tuple[type, tuple[Edit, ...]], str] = {}
-    parts: list[str] = []
-    for path, edit in edits.items():
-        key = (type(base.get_submodule(path)), edit)
-        if key not in names:
-            names[key] = _free(f"SE{key[0].__name__}", set(names.values()))
-            parts.append(_class(key[0], edit, names[key], imports))
-    used = {d.block for d in plan.insertions}
-    blocks = "\n\n".join(_block_source(BLOCKS[name].module, imports) for name in sorted(used))
+    for key in dict.fromkeys(classes.values()):  # after all imports, so that no import takes one of these names
+        names[key] = header.free(f"SE{key[0].__name__}")
+        header.bind(names[key], key)
+    parts = [class_code(cls, edit, name) for (cls, edit), name in names.items()]
     origins = sorted({cls.__module__.partition(".")[0] for cls, _ in names}) or [
         type(base).__module__.partition(".")[0]
     ]
-    build = _build(base, plan, imports)
     footer = FOOTER.format(
         blocks=_rows([_row(d) for d in plan.insertions], "[]"),
-        classes=_rows(
-            [f"{path!r}: {names[type(base.get_submodule(path)), edit]}" for path, edit in edits.items()], "{}"
-        ),
+        classes=_rows([f"{path!r}: {names[key]}" for path, key in classes.items()], "{}"),
         build=build,
     )
-    header = HEADER.format(
-        title=f"{type(base).__name__} with {len(plan.insertions)} attention blocks.",
+    top = HEADER.format(
+        title=f"{_comment(type(base).__name__)} with {len(plan.insertions)} attention blocks.",
         model=_comment(plan.model),
-        origins=", ".join(origins),
-        imports="\n".join(sorted(imports, key=lambda line: (line.startswith("from"), line))),
+        origins=", ".join(map(_comment, origins)),
+        imports=header,
     )
-    text = header + blocks + "\n\n\n" + "".join(part + "\n\n" for part in parts) + footer
+    text = top + blocks + "\n\n\n" + "".join(part + "\n\n" for part in parts) + footer.lstrip("\n")
     try:
         ast.parse(text)
     except SyntaxError as error:  # a name that is no identifier: better no file than a wrong one
@@ -123,9 +123,9 @@ def render(base: nn.Module, plan: Plan) -> str:
     return text
 
 
-def _row(decision: Any) -> str:
+def _row(decision: Decision) -> str:
     parent, _, name = decision.key.rpartition(".")
-    return f"({parent!r}, {name!r}, {BLOCKS[decision.block].module.__name__}, {decision.kwargs!r})"
+    return f"({parent!r}, {name!r}, {find_block(decision.block).module.__name__}, {decision.kwargs!r})"
 
 
 def _rows(rows: list[str], brackets: str) -> str:
@@ -138,109 +138,20 @@ def _comment(text: str) -> str:
     return ascii(text)[1:-1].replace('"', "'")
 
 
-def _free(name: str, taken: set[str]) -> str:
-    n, free = 1, name
-    while free in taken:
-        n += 1
-        free = f"{name}{n}"
-    return free
-
-
-def _class(base: type, edits: tuple[Edit, ...], name: str, imports: set[str]) -> str:
-    imports.add(_import(base))
-    text = class_source(base, edits, name)
-    tree = ast.parse(text)
-    for method in tree.body[0].body:  # type: ignore[attr-defined]
-        function: Any = inspect.unwrap(getattr(base, method.name))
-        if set(function.__code__.co_freevars) - {"__class__"}:
-            raise NoSource(f"{base.__name__}.{method.name} uses variables of the function that defines it")
-        owner = next(cls for cls in base.__mro__ if method.name in vars(cls))
-        _import_globals(method, function, imports)
-        text = _explicit_super(text, method, owner, imports)
-    return text
-
-
-def _import(cls: type) -> str:
-    module = sys.modules.get(cls.__module__)
-    if cls.__module__ == "__main__" or getattr(module, cls.__qualname__, None) is not cls:
-        raise NoSource(f"{cls.__qualname__} of {cls.__module__} cannot be imported by name")
-    return f"from {cls.__module__} import {cls.__name__}"
-
-
-def _import_globals(method: ast.FunctionDef, function: Any, imports: set[str]) -> None:
-    """Import what the method's text reads from its module, from that module."""
-    for node in ast.walk(method):
-        if not isinstance(node, ast.Name) or node.id not in function.__globals__:
-            continue
-        value = function.__globals__[node.id]
-        if isinstance(value, ModuleType) and "." not in value.__name__ and value.__name__ == node.id:
-            imports.add(f"import {node.id}")
-        else:
-            imports.add(f"from {function.__module__} import {node.id}")
-
-
-def _explicit_super(text: str, method: ast.FunctionDef, owner: type, imports: set[str]) -> str:
-    """``super()`` in a copied method means the class it was written in, not the generated one."""
-    lines = text.encode().splitlines(keepends=True)
-    for node in sorted(_supers(method), key=lambda n: (n.lineno, n.col_offset), reverse=True):
-        imports.add(_import(owner))
-        self_name = method.args.args[0].arg
-        line, end = lines[node.lineno - 1], node.end_col_offset
-        lines[node.lineno - 1] = line[: node.col_offset] + f"super({owner.__name__}, {self_name})".encode() + line[end:]
-    return b"".join(lines).decode()
-
-
-def _supers(method: ast.FunctionDef) -> Iterator[ast.Call]:
-    for node in ast.walk(method):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "super" and not node.args:
-            yield node
-
-
-def _block_source(cls: type[nn.Module], imports: set[str]) -> str:
-    """The block class and what it uses of its file, in the file's order."""
-    module = sys.modules[cls.__module__]
-    text = inspect.getsource(module)
-    tree = ast.parse(text)
-    defined: dict[str, ast.stmt] = {}
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            defined[node.name] = node
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-            if isinstance(target, ast.Name):
-                defined[target.id] = node
-        elif isinstance(node, ast.Import | ast.ImportFrom) and getattr(node, "module", "") != "__future__":
-            imports.add(ast.unparse(node))
-    wanted, todo = set(), [cls.__name__]
-    while todo:
-        name = todo.pop()
-        if name in defined and name not in wanted:
-            wanted.add(name)
-            todo += [n.id for n in ast.walk(defined[name]) if isinstance(n, ast.Name)]
-    parts = [ast.get_source_segment(text, node) or "" for name, node in defined.items() if name in wanted]
-    return "\n\n\n".join(parts) if len(parts) < 2 else _spaced(parts)
-
-
-def _spaced(parts: list[str]) -> str:
-    text = parts[0]
-    for part in parts[1:]:
-        text += ("\n\n\n" if part.startswith(("class ", "def ")) else "\n") + part
-    return text
-
-
-def _build(base: nn.Module, plan: Plan, imports: set[str]) -> str:
+def _build(plan: Plan, header: Header) -> str:
     library, _, name = plan.model.partition(":")
     arguments = f"{{**{plan.model_args!r}, **options}}"
     if library == "timm" and name:
-        imports.add("import timm")
+        header.bind("timm", sys.modules.get("timm"), "import timm")
         make = f"timm.create_model({name!r}, pretrained=False, **{arguments})"
     elif library == "torchvision" and name:
-        imports.add("import torchvision")
+        header.bind("torchvision", sys.modules.get("torchvision"), "import torchvision")
         make = f"torchvision.models.get_model({name!r}, weights=None, **{arguments})"
         if "weights_backbone" in inspect.signature(_builder(name)).parameters:
             make = make.replace("weights=None", "weights=None, weights_backbone=None")
-    elif name and all(part.isidentifier() for part in (library + "." + name).split(".")):
-        imports.add(f"from {library} import {name.partition('.')[0]}")
+    elif name and all(part.isidentifier() and not keyword.iskeyword(part) for part in f"{library}.{name}".split(".")):
+        first = name.partition(".")[0]
+        header.bind(first, getattr(sys.modules.get(library), first, None), f"from {library} import {first}")
         make = f"{name}(**{arguments})"
     else:
         text = '''

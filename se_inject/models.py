@@ -24,8 +24,8 @@ DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 RESERVED = {"timm": ("pretrained", "checkpoint_path"), "torchvision": ("pretrained", "weights"), "": ("pretrained",)}
 
 
-def parse_model_args(pairs: Iterable[str]) -> dict[str, Any]:
-    """Constructor arguments from ``name=value`` texts.
+def parse_model_args(pairs: Iterable[str], what: str = "model arg", example: str = "num_classes=10") -> dict[str, Any]:
+    """Constructor arguments from ``name=value`` texts; ``what`` they are called in a refusal, with an ``example``.
 
     A value is read as a Python literal (``10``, ``True``, ``(3, 224)``, ``None``), else as a string. Raises
     ``LoadError`` for a text without ``=``, an impossible or repeated name, ``true``/``false``, and an open bracket.
@@ -37,25 +37,25 @@ def parse_model_args(pairs: Iterable[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
-            raise LoadError(f"model arg {pair!r}: expected NAME=VALUE, such as num_classes=10.")
+            raise LoadError(f"{what} {pair!r}: expected NAME=VALUE, such as {example}.")
         if not name.isidentifier() or keyword.iskeyword(name):
-            raise LoadError(f"model arg {pair!r}: {name!r} is not the name of an argument; write NAME=VALUE.")
+            raise LoadError(f"{what} {pair!r}: {name!r} is not the name of an argument; write NAME=VALUE.")
         if name in args:
-            raise LoadError(f"model arg {name!r} is given twice.")
-        args[name] = _literal(name, text.strip())
+            raise LoadError(f"{what} {name!r} is given twice.")
+        args[name] = _literal(f"{what} {name}", name, text.strip())
     return args
 
 
-def _literal(name: str, text: str) -> Any:
+def _literal(what: str, name: str, text: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
             return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         if text.lower() in ("true", "false"):
-            raise LoadError(f"model arg {name}={text}: write {name}={text.capitalize()}.") from None
+            raise LoadError(f"{what}={text}: write {name}={text.capitalize()}.") from None
         if text[:1] in tuple("([{'\""):
-            raise LoadError(f"model arg {name}={text}: not a Python literal; check brackets and quotes.") from None
+            raise LoadError(f"{what}={text}: not a Python literal; check brackets and quotes.") from None
         return text
 
 

@@ -2,48 +2,96 @@
 
 from __future__ import annotations
 
+import dis
+import functools
+from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
+
+from torch import fx
 
 from se_inject.inputs import Inputs
+from se_inject.ops import data, op
+from se_inject.policies import AUTO
 from se_inject.sites import Found, find
-from se_inject.trace import Names, Trace, methods, record
+from se_inject.trace import Call, Names, Trace, methods, record
 from se_inject.types import Site
 
 
-def train_only(trace: Trace, found: Found) -> Found:
-    """``found`` with a note on every site that does not run in train mode; sites that run only there are added,
-    with that as their obstacle."""
+def train_only(trace: Trace, found: Found, placements: Collection[str] = AUTO) -> Found:
+    """``found`` with a note on every site that does not run in train mode; sites of ``placements`` that run only there
+    are added, with that as their obstacle."""
     owners = {site.owner for site in found.sites}
-    names = Names(trace.root)
     notes: dict[str, str] = {}
-    extra: list[Site] = []
+    extra: dict[str, Site] = {}
     done: set[str] = set()
+    names = Names(trace.root)
     for call in trace.calls:
-        if call.path not in owners or call.path in done or not _asks_mode(type(call.module)):
+        cls: Any = type(call.module)
+        if call.path in done or not (_branches(cls) or (call.path in owners and _asks(cls))):
             continue
         done.add(call.path)
-        own = [site for site in found.sites if site.owner == call.path]
-        modes = [(module, module.training) for module in call.module.modules()]
-        try:
-            call.module.train()
-            calls = record(names, call.module, Inputs(call.args, call.kwargs))
-        except Exception:  # needs targets, or draws on something that the skeleton lacks: said by the output check
+        training = _in_training(names, call)
+        if training is None:
             continue
-        finally:
-            for module, mode in modes:
-                module.training = mode
-        spots = {(n.meta.get("spot"), n.target) for n in calls[0].graph.nodes}
-        for site in own:
-            node = found.places[site.id][0][1]
-            if (node.meta.get("spot"), node.target) not in spots:
+        in_eval = {place for c in trace.calls if c.path == call.path for place in _places(c)}
+        in_training = _places(training[0])
+        for site in found.sites:
+            if site.owner == call.path and not _of(site, found) <= in_training:
                 notes[site.id] = "runs in eval mode only"
-        known = {(s.placement, s.id) for s in found.sites}
-        for site in find(Trace(trace.root, trace.inputs, calls)).sites:
-            if site.owner == call.path and (site.placement, site.id) not in known:
-                extra.append(replace(site, obstacle="it runs in train mode only"))
+        again = find(Trace(trace.root, trace.inputs, training), placements)
+        for site in again.sites:
+            if site.owner == call.path and not _of(site, again) & in_eval:
+                name = site.id if all(site.id != s.id for s in found.sites) else f"{site.id}_train"
+                extra.setdefault(name, replace(site, id=name, obstacle="it runs in train mode only"))
     sites = [replace(site, note=notes.get(site.id, "")) for site in found.sites]
-    return Found((*sites, *extra), found.places)
+    return Found((*sites, *extra.values()), found.places)
 
 
-def _asks_mode(cls: type) -> bool:
+def _in_training(names: Names, call: Call) -> list[Call] | None:
+    """The calls that the module makes in train mode, itself first; None when it does not run so."""
+    modes = [(module, module.training) for module in call.module.modules()]
+    try:
+        call.module.train()
+        return record(names, call.module, Inputs(call.args, call.kwargs))
+    except Exception:  # needs targets, or draws on something that the skeleton lacks: said by the output check
+        return None
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _places(call: Call) -> set[Any]:
+    return {(node.meta.get("spot"), node.target) for node in call.graph.nodes}
+
+
+def _of(site: Site, found: Found) -> set[Any]:
+    """The expression that makes a site what it is: its value's, or for the end of a branch that of the addition."""
+    node: fx.Node = found.places[site.id][0][1]
+    todo, seen = [node], {node}
+    while site.placement == "standard" and todo:
+        current = todo.pop(0)
+        if current.op.startswith("call") and op(current).kind == "add" and len(data(current)) > 1:
+            return {(current.meta.get("spot"), current.target)}
+        new = [user for user in current.users if user not in seen]
+        seen.update(new)
+        todo += new
+    return {(node.meta.get("spot"), node.target)}
+
+
+@functools.cache
+def _asks(cls: type) -> bool:
     return any("training" in code.co_names for code in methods(cls))
+
+
+@functools.cache
+def _branches(cls: type) -> bool:
+    """Whether a method goes one way or the other by ``self.training``, and does not merely hand it on."""
+    for code in methods(cls):
+        if "training" not in code.co_names:
+            continue
+        steps = list(dis.get_instructions(code))
+        for step, following in zip(steps, steps[1:], strict=False):
+            if step.opname == "LOAD_ATTR" and step.argval == "training" and "JUMP" in following.opname:
+                return True
+    return False

@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 from torch.nn.modules import activation, conv, dropout, padding, pooling
 
+from se_inject.blocks import is_block
 from se_inject.trace import Call
 
 T = TypeVar("T")
@@ -45,7 +46,8 @@ FUNCTIONS: dict[str, str] = {
         "pad": "pad constant_pad_nd",
         "permute": "permute transpose swapaxes movedim t",
         "slice": "getitem chunk split split_with_sizes narrow unbind tensor_split select",
-        "expand": "expand expand_as broadcast_to view reshape unsqueeze squeeze flatten unflatten",
+        "expand": "expand expand_as broadcast_to unsqueeze squeeze",
+        "reshape": "view reshape flatten unflatten",
     }.items()
     for name in names.split()
 }
@@ -57,11 +59,15 @@ MODULES: tuple[tuple[Any, str], ...] = (
     ((nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.RMSNorm), "norm"),
     ((nn.Identity, dropout._DropoutNd), "pass"),
     ((nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle), "resample"),
-    ((nn.Flatten, nn.Unflatten), "expand"),
+    ((nn.Flatten, nn.Unflatten), "reshape"),
 )
 # Whole files of torch.nn, where every class has the same word.
 FILES = {activation.__name__: "act", pooling.__name__: "pool", padding.__name__: "pad"}
 
+SIGMOIDS = {"sigmoid", "hardsigmoid", "Sigmoid", "Hardsigmoid"}
+REDUCTIONS = {"mean", "sum", "amax", "max", "var", "std", "var_mean", "std_mean", "norm", "logsumexp"}
+# Norms over the last axes; all others have the channels on axis 1.
+LAST_AXES = {"LayerNorm", "layer_norm", "native_layer_norm", "RMSNorm", "rms_norm"}
 # f(2x) = 2 f(x), exactly, for every x: what `absorb` may have between the doubled batch norm and the gate.
 HOMOGENEOUS = {"relu", "leaky_relu", "prelu", "ReLU", "LeakyReLU", "PReLU"}
 
@@ -84,7 +90,7 @@ class Op:
 
     @property
     def pointwise(self) -> bool:
-        return self.kind == "conv" and self.groups == 1 and all(k == 1 for k in self.kernel)
+        return self.kind == "conv" and self.groups == 1 and set(self.kernel) == {1}  # a kernel, and one that is known
 
     @property
     def depthwise(self) -> bool:
@@ -113,12 +119,13 @@ def name_of(node: fx.Node) -> str:
     return name.strip("_") if name.startswith("__") else name.removesuffix("_")
 
 
-@per_node
 def constant(node: fx.Node) -> bool:
     """Made from parameters, buffers and numbers alone."""
-    if node.op == "get_attr":
-        return True
-    return node.op not in ("placeholder", "output") and all(constant(n) for n in node.all_input_nodes)
+    if "constant" not in node.meta:  # the whole graph in order: a chain of nodes may be longer than Python's stack
+        for n in node.graph.nodes:
+            made = n.op == "get_attr" or n.op not in ("placeholder", "output")
+            n.meta["constant"] = made and all(i.meta["constant"] for i in n.all_input_nodes)
+    return node.meta["constant"]
 
 
 @per_node
@@ -145,6 +152,8 @@ def op(node: fx.Node) -> Op:
     if node.op == "call_module":
         module, path = node.meta["module"], node.meta["path"]
         name = type(module).__name__
+        if is_block(module):
+            return Op("gate", name, path)
         if isinstance(module, conv._ConvNd):
             groups, kernel = module.groups, tuple(module.kernel_size)
             return Op("conv", name, path, kernel, module.in_channels, module.out_channels, groups)
@@ -159,12 +168,18 @@ def op(node: fx.Node) -> Op:
         return Op(node.op, node.name)
     name = name_of(node)
     kind = FUNCTIONS.get(name, "other")
+    if name == "getattr":
+        kind = {"T": "permute", "H": "permute", "mT": "permute", "mH": "permute", "data": "pass"}.get(
+            str(node.args[1]), kind
+        )
     constants = [n for n in node.all_input_nodes if constant(n)]
     path = next((_owner(n) for n in constants if _owner(n)), "")
     if kind == "conv":
         return _convolution(node, name, path, constants)
     if kind in ("add", "mul", "div") and len(data(node)) < 2:
         kind = "bias" if kind == "add" else "scale"
+        if kind == "bias" and any(type(a) is int and a == 0 for a in node.args):  # sum([x, y]) begins with 0 + x
+            kind = "pass"
     return Op(kind, name, path)
 
 
@@ -184,10 +199,12 @@ def _convolution(node: fx.Node, name: str, path: str, constants: list[fx.Node]) 
     while base.op != "get_attr" and base.all_input_nodes:
         base = base.all_input_nodes[0]
     if base.op == "get_attr" and not base.meta.get("parameter"):
-        return Op("pool", "blur")  # a fixed filter: anti-aliasing, not a layer
+        return Op("blur", name)  # a fixed filter: anti-aliasing, not a layer
     out, into, *kernel = shape(weight)
     source = data(node)
     channels = shape(source[0])[1] if source and len(shape(source[0])) > 1 else into
+    if "transpose" in name:  # the weight of a transposed convolution is (in, out / groups, ...)
+        return Op("conv", name, path, tuple(kernel), channels, shape(node)[1], max(1, shape(node)[1] // max(into, 1)))
     return Op("conv", name, path, tuple(kernel), channels, out, max(1, channels // max(into, 1)))
 
 
@@ -195,20 +212,25 @@ def _convolution(node: fx.Node, name: str, path: str, constants: list[fx.Node]) 
 def gate(node: fx.Node) -> fx.Node | None:
     """The value that ``node`` gates, or None.
 
-    A gate multiplies (or, as the global context block does, adds) a value with something that was computed from the
-    same value and has lost its space on the way: one number for each channel. A spatial gate (one number for each
-    position, as in CBAM) counts when a sigmoid made it.
+    A gate multiplies (or, as the global context block does, adds) a value with something that a layer or activation
+    made from the same value, and that has lost its space on the way: one number for each channel. A spatial gate (one
+    number for each position, as in CBAM) counts when a sigmoid made it. Norms divide by statistics: those are no gates.
     """
     if op(node).kind not in ("mul", "add") or len(data(node)) != 2:
         return None
     first, second = data(node)
     for value, factor in ((first, second), (second, first)):
-        while op(factor).kind == "expand" and data(factor):
+        while op(factor).kind in ("expand", "reshape") and data(factor):
             factor = data(factor)[0]
         if len(shape(value)) < 3 or not _pooled(factor, value):
             continue
         sources = {value, *_origins(value)}
-        if any(n in sources for n in _ancestors(factor, sources)):
+        between = set(_ancestors(factor, sources))
+        inside = between - sources
+        if len(inside) == len(between) or not any(depth(n) or nonlinear(n) for n in inside):
+            continue
+        smaller = math.prod(shape(factor)[1:]) < math.prod(shape(value)[1:])
+        if smaller or (op(node).kind == "mul" and any(reduces(n) for n in inside)):
             return value
     return None
 
@@ -216,12 +238,14 @@ def gate(node: fx.Node) -> fx.Node | None:
 def _pooled(factor: fx.Node, value: fx.Node) -> bool:
     """One number for each channel (all but batch and one axis are 1 or gone), or a sigmoid for each position."""
     small, large = shape(factor), shape(value)
-    if math.prod(small[1:]) >= math.prod(large[1:]):
+    if math.prod(small[1:]) > math.prod(large[1:]):
         return False
-    if len(small) >= 2 and sum(n > 1 for n in small[1:]) <= 1:
+    wide = [axis for axis, n in enumerate(small) if axis > 0 and n > 1]
+    if len(small) >= 2 and len(wide) <= 1 and (len(small) != len(large) or channel_axis(value) in (None, *wide)):
         channels = max(small[1:])
-        return channels > 1 and channels in large[1:] and math.prod(large[1:]) > channels
-    return len(small) == len(large) and small[1] == 1 and any(o.name in ("sigmoid", "Sigmoid") for o in chain(factor))
+        return channels > 1 and channels in large[1:]
+    spatial = len(small) == len(large) and small[1] == 1 and large[1] > 1 and bool(wide)
+    return spatial and any(o.name in SIGMOIDS for o in chain(factor))
 
 
 def _origins(node: fx.Node) -> Iterator[fx.Node]:
@@ -253,7 +277,7 @@ def steps(node: fx.Node) -> tuple[tuple[Op, fx.Node], ...]:
         return ((Op("gate", name_of(node)), node),)
     own = op(node)
     call: Call | None = node.meta.get("call")
-    if call is None:
+    if call is None or own.kind == "gate":
         return ((own, node),)
     found: tuple[tuple[Op, fx.Node], ...] = ()
     current = result(call)
@@ -307,6 +331,16 @@ def nonlinear(node: fx.Node) -> bool:
     return False
 
 
+@per_node
+def reduces(node: fx.Node) -> bool:
+    """Whether something is pooled in the node: of a map of one position, the shape does not tell."""
+    for o, inner in steps(node):
+        call: Call | None = inner.meta.get("call") if o.kind == "block" else None
+        if o.kind == "pool" or o.name in REDUCTIONS or (call is not None and any(map(reduces, call.graph.nodes))):
+            return True
+    return False
+
+
 def passes(node: fx.Node) -> bool:
     """Dropout, drop path, layer scale, identity: by what they do, not by their names."""
     return bool(node.meta.get("identity")) or (
@@ -317,26 +351,41 @@ def passes(node: fx.Node) -> bool:
 @per_node
 def channel_axis(node: fx.Node) -> int | None:
     """The axis of the channels, from the operator that made them, followed through what keeps or permutes axes."""
-    rank = len(shape(node))
-    o = op(node)
+    rank, o = len(shape(node)), op(node)
     call: Call | None = node.meta.get("call")
+    inner = result(call) if call is not None else None
+    if inner is not None:
+        return channel_axis(inner)
+    if node.op == "placeholder":
+        outer = node.meta.get("outer")
+        return channel_axis(outer) if outer is not None else 1 if rank >= 4 else None
     if o.kind == "conv":
-        return 1
+        return rank - 1 - len(o.kernel) if o.kernel else 1  # 0 without a batch
     if o.kind == "linear":
         return rank - 1
-    if o.kind == "norm":
-        return rank - 1 if o.name in ("LayerNorm", "layer_norm", "RMSNorm", "rms_norm") else 1
-    if call is not None and o.kind == "block":
-        inner = result(call)
-        if inner is not None and inner.op != "placeholder":
-            return channel_axis(inner)
+    if o.kind == "norm" and o.name not in LAST_AXES:
+        return 1
+    if o.kind == "norm" and _normalised(node) == 1:
+        return rank - 1
     sources = data(node)
-    if node.op == "placeholder" or not sources:
-        return 1 if node.op == "placeholder" and rank >= 4 else None
-    axis = channel_axis(sources[0])
+    if not sources:
+        return None
     if o.kind == "permute":
-        return _permuted(node, axis)
-    return axis if rank == len(shape(sources[0])) else None
+        return _permuted(node, channel_axis(sources[0]))
+    if o.kind in ("other", "reshape"):  # the axes may have moved, unless the shape is kept
+        sources = tuple(n for n in sources if shape(n) == shape(node))
+    # The latest first: of a sum that is the branch, whose layer is near, and not the way back through all shortcuts.
+    for source in sorted(sources, key=lambda n: n.meta.get("order", 0), reverse=True):
+        if len(shape(source)) == rank and (axis := channel_axis(source)) is not None:
+            return axis
+    return None
+
+
+def _normalised(node: fx.Node) -> int:
+    """How many axes a layer norm takes together: more than the last one leave open which is that of the channels."""
+    module = node.meta.get("module")
+    dims = module.normalized_shape if module is not None else [*node.args[1:2], node.kwargs.get("normalized_shape")][0]
+    return len(dims) if isinstance(dims, list | tuple) else 1
 
 
 def _permuted(node: fx.Node, axis: int | None) -> int | None:
@@ -344,6 +393,8 @@ def _permuted(node: fx.Node, axis: int | None) -> int | None:
     if axis is None:
         return None
     args = node.args[1:] or tuple(node.kwargs.values())
+    if name == "getattr":  # x.T reverses all axes, x.mT swaps the last two
+        name, args = ("permute", tuple(reversed(range(rank)))) if args[0] in ("T", "H") else ("transpose", (-2, -1))
     if len(args) == 1 and isinstance(args[0], list | tuple):
         args = tuple(args[0])
     if not all(isinstance(a, int) for a in args):
@@ -351,6 +402,10 @@ def _permuted(node: fx.Node, axis: int | None) -> int | None:
     dims = [int(a) % rank for a in args]  # type: ignore[arg-type]
     if name == "permute":
         return dims.index(axis)
+    if name == "movedim" and len(dims) == 2:
+        order = [i for i in range(rank) if i != dims[0]]
+        order.insert(dims[1], dims[0])
+        return order.index(axis)
     if name in ("transpose", "swapaxes") and len(dims) == 2:
         return {dims[0]: dims[1], dims[1]: dims[0]}.get(axis, axis)
     return None

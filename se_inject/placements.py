@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 
 from torch import fx
 
-from se_inject.candidates import Candidate, Flow, channels
-from se_inject.flow import Join, end, gated
-from se_inject.ops import Op, chain, data, gate, passes
+from se_inject.candidates import Candidate, Flow, area, channels
+from se_inject.flow import Join, end, gated, gated_next
+from se_inject.ops import Op, chain, channel_axis, data, depth, gate, passes, result, shape
 from se_inject.trace import Call
 
 
@@ -109,7 +109,131 @@ def _start(node: fx.Node) -> fx.Node | None:
             return node
 
 
+def pre(flow: Flow, call: Call) -> Iterator[Candidate]:
+    """Start of the residual branch: what its first operation takes, and not what the shortcut takes (SE-PRE)."""
+    for join in flow.joins[call]:
+        for branch in join.residual:
+            starts = {join.fork} if join.fork is not None else {n for n in branch.nodes if n.op == "placeholder"}
+            starts |= {n for b in branch.nodes for n in data(b) if join.fork is None and n.op == "placeholder"}
+            firsts = [n for n in sorted(branch.nodes) if starts & set(data(n))]
+            if len(starts) == 1 and len(firsts) == 1:
+                start = next(iter(starts))
+                yield Candidate("pre", call, start, channels(start), join, user=firsts[0])
+
+
+def post(flow: Flow, call: Call) -> Iterator[Candidate]:
+    """After the addition of a residual block and its activation (SE-POST)."""
+    for join in flow.joins[call]:
+        node: fx.Node = join.node
+        entering = channels(join.fork or join.shortcuts[0].operand)
+        while len(node.users) == 1 and _acts(user := next(iter(node.users))):
+            node = user
+        yield Candidate("post", call, node, entering, join, gated=gated(node) or gated_next(node))
+
+
+def identity(flow: Flow, call: Call) -> Iterator[Candidate]:
+    """On the shortcut, before the addition (SE-Identity)."""
+    for join in flow.joins[call]:
+        for branch in join.shortcuts:
+            entering = channels(join.fork or branch.operand)
+            user = next(iter(n for n in branch.operand.users if n is join.node or n in join.parts), None)
+            if user is not None:
+                yield Candidate("identity", call, branch.operand, entering, join, user=user)
+
+
+def conv(flow: Flow, call: Call) -> Iterator[Candidate]:
+    """After each convolution of a plain chain, with its norm and activation (SE-VGG)."""
+    if call.node is not None and _unit(call.node) is not None:
+        return  # the whole call is one such unit: its caller sees it
+    for node in call.graph.nodes:
+        layer = _unit(node)
+        if layer is None or flow.branched(call, node):
+            continue
+        place, current = node, node
+        while len(current.users) == 1 and _tail(user := next(iter(current.users))):
+            place, current = (place if passes(user) else user), user
+        reason = gated(place) or gated_next(place)
+        yield Candidate("conv", call, place, layer.inputs, None, layer.kernel, layer.depthwise, gated=reason)
+
+
+def concat(flow: Flow, call: Call) -> Iterator[Candidate]:
+    """After the channel concatenation of branches with a common fork (SE-Inception), or after the 1x1 convolution that
+    fuses them right away (one-shot aggregation)."""
+    for group in flow.concats[call]:
+        if flow.beside(call, group.node, but=group) is not None:
+            continue  # inside a branch of another: once for each multi-branch block
+        where, place = _fused(call, group.node)
+        around = flow.around(call, group.node)
+        entering = channels(group.fork or place)
+        yield Candidate("concat", where, place, entering, around, gated=gated(place) or gated_next(place), group=group)
+
+
+def _fused(call: Call, node: fx.Node) -> tuple[Call, fx.Node]:
+    """Behind the 1x1 convolution that directly follows a concatenation, in the same forward or in its caller's."""
+    where, value = call, node
+    while result(where) is value and where.parent is not None and where.node is not None:
+        where, value = where.parent, where.node
+    user = next(iter(value.users)) if len(value.users) == 1 else None
+    layer = _unit(user) if user is not None else None
+    if user is None or layer is None or not layer.pointwise or chain(user)[0].kind != "conv":
+        return call, node
+    last: fx.Node = user
+    while len(last.users) == 1 and _tail(after := next(iter(last.users))):
+        last = after
+    return where, last
+
+
+def sums(flow: Flow, call: Call) -> Iterator[Candidate]:
+    """After a sum of branches of equal weight, before its activation (RepVGG)."""
+    for join in flow.sums[call]:
+        if any(branch.weight for branch in join.branches) and not _summed(flow, call, join.node):
+            around = flow.around(call, join.node)
+            yield Candidate("sum", call, join.node, channels(join.fork or join.node), around, gated=gated_next(join.node))
+
+
+def stage(flow: Flow, call: Call) -> Iterator[Candidate]:
+    """After the last block before the resolution drops."""
+    for node in call.graph.nodes:
+        if node.op != "call_module" or len(shape(node)) != 4 or depth(node) < 2 or channel_axis(node) != 1:
+            continue
+        drops = [u for u in node.users if u.op.startswith("call") and (len(shape(u)) == 2 or area(u) < area(node))]
+        if drops and flow.around(call, node) is None:
+            yield Candidate("stage", call, node, channels(node), gated=gated(node) or gated_next(node))
+
+
+def network_input(flow: Flow, call: Call) -> Iterator[Candidate]:
+    """On the network's input, for a spatial transformer."""
+    for node in call.graph.nodes:
+        if node.op == "placeholder" and call.parent is None and len(shape(node)) == 4 and len(node.users) == 1:
+            user = next(iter(node.users))
+            yield Candidate("input", call, node, shape(node)[1], user=user, name="stn")
+
+
+def _summed(flow: Flow, call: Call, node: fx.Node) -> bool:
+    """Whether the sum goes into another one, drop path and the like between them looked through."""
+    while len(node.users) == 1 and (user := next(iter(node.users))).op.startswith("call") and passes(user):
+        node = user
+    return any(node is b.operand for join in (*flow.sums[call], *flow.joins[call]) for b in join.branches)
+
+
+def _acts(node: fx.Node) -> bool:
+    return node.op.startswith("call") and {o.kind for o in chain(node)} <= {"act", "pass"}
+
+
+def _tail(node: fx.Node) -> bool:
+    """Norm and activation behind a convolution."""
+    return node.op.startswith("call") and {o.kind for o in chain(node)} <= {"norm", "act", "pass", "scale", "bias"}
+
+
 PLACEMENTS: dict[str, Callable[[Flow, Call], Iterator[Candidate]]] = {
     "standard": standard,
     "inner": inner,
+    "pre": pre,
+    "post": post,
+    "identity": identity,
+    "conv": conv,
+    "concat": concat,
+    "sum": sums,
+    "stage": stage,
+    "input": network_input,
 }

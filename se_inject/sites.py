@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,36 +10,46 @@ from torch import fx
 
 from se_inject.candidates import Candidate, Flow, area
 from se_inject.candidates import channels as channels_of
-from se_inject.carriers import Index, batch_norm, carrier
+from se_inject.carriers import Index, batch_norm, carrier, edge
 from se_inject.flow import Join
 from se_inject.ops import channel_axis, shape
 from se_inject.placements import PLACEMENTS
+from se_inject.policies import AUTO
 from se_inject.trace import Call, Trace
 from se_inject.types import Site
+
+BLOCKS = ("standard", "inner", "concat")  # placements that say where the model's blocks are
 
 
 @dataclass(frozen=True)
 class Found:
-    """The sites of a trace, and the nodes at which each stands: one for each call of its owner."""
+    """The sites of a trace, and where each stands: call, value, and the one user it is for (None: all), once for each
+    call of its owner."""
 
     sites: tuple[Site, ...]
-    places: dict[str, tuple[tuple[Call, fx.Node], ...]]
+    places: dict[str, tuple[tuple[Call, fx.Node, fx.Node | None], ...]]
 
 
-def find(trace: Trace, placements: tuple[str, ...] = ("standard", "inner")) -> Found:
+def find(trace: Trace, placements: Collection[str] = AUTO) -> Found:
     """All sites of the given placements, in order of execution."""
     flow, index = Flow(trace.calls), Index(trace)
-    candidates = [c for call in trace.calls for p in placements for c in PLACEMENTS[p](flow, call)]
+    wanted = {p: [c for call in trace.calls for c in PLACEMENTS[p](flow, call)] for p in {*placements, *BLOCKS}}
+    # Stages are the resolutions of the blocks, whatever placement is asked for; of a model without blocks, all.
+    blocks = [c for p in BLOCKS for c in wanted[p]] or [c for found in wanted.values() for c in found]
+    areas = {area(c.node) for c in blocks}
     groups: dict[Any, list[Candidate]] = {}
-    for candidate in candidates:
+    for candidate in (c for p in PLACEMENTS if p in placements for c in wanted[p]):
         groups.setdefault(_key(candidate, groups), []).append(candidate)
-    firsts = [group[0] for group in groups.values()]
     nested = _nested(flow)
-    areas = sorted({area(c.node) for c in firsts}, reverse=True)
-    pairs = [(_site(index, group, nested, 1 + areas.index(area(group[0].node))), group) for group in groups.values()]
+    for candidate in (c for found in wanted.values() for c in found if c.placement != "concat"):
+        candidate.group = flow.beside(candidate.call, candidate.node)
+    pairs = []
+    for group in groups.values():
+        here = area(group[0].node)
+        pairs.append((_site(index, group, nested, max(1, sum(other >= here for other in areas))), group))
     pairs.sort(key=lambda pair: pair[0].order)
     sites = tuple(_named([(site, group[0]) for site, group in pairs]))
-    places = {site.id: tuple((c.call, c.node) for c in group) for site, (_, group) in zip(sites, pairs, strict=True)}
+    places = {s.id: tuple((c.call, c.node, c.user) for c in g) for s, (_, g) in zip(sites, pairs, strict=True)}
     return Found(sites, places)
 
 
@@ -49,7 +59,8 @@ def _key(candidate: Candidate, groups: dict[Any, list[Candidate]]) -> Any:
     call, node = candidate.call, candidate.node
     spot = node.meta.get("spot")
     place = node.meta.get("path") or (spot.code, spot.span) if spot is not None else node.name
-    key, n = (call.path, candidate.placement, place, 0), 0
+    user = candidate.user.name if candidate.user is not None else ""
+    key, n = (call.path, candidate.placement, (place, user), 0), 0
     while key in groups and any(c.call is call for c in groups[key]):
         n += 1
         key = (*key[:3], n)
@@ -78,8 +89,20 @@ def _site(index: Index, group: list[Candidate], nested: dict[Join, int], stage: 
         obstacle = f"it has different channels in different calls: {sorted(channels)}"
     if axis is None:
         obstacle = f"the channel axis of shape {list(shape(first.node))} is not known"
-    found, reason = carrier(index, first.call, first.node)
-    norm, absorb_obstacle = batch_norm(index, first.node)
+    if first.user is not None:
+        found, reason = edge(index, first.call, first.node, first.user, first.name)
+        norm, absorb_obstacle = "", "other values than the gated one go through the batch norm before it"
+    else:
+        found, reason = carrier(index, first.call, first.node)
+        norm, absorb_obstacle = batch_norm(index, first.node)
+    maker = first.user or first.node
+    runs = index.ran[first.call.path, maker.meta.get("spot"), maker.target]
+    if found is not None and found.kind not in ("graph", "slot") and runs != len(group):
+        obstacle = (
+            f"{first.call.path or 'the model'} runs it {runs} times, and it is such a place in {len(group)} of them"
+        )
+    if axis == 0:
+        obstacle = f"the value of shape {list(shape(first.node))} has no batch axis"
     return Site(
         id="",
         placement=first.placement,
@@ -89,9 +112,10 @@ def _site(index: Index, group: list[Candidate], nested: dict[Join, int], stage: 
         axis=axis if axis is not None else 1,
         shape=shape(first.node),
         stage=stage,
-        order=first.node.meta["order"],
+        order=(first.user or first.node).meta["order"],
         block_channels=first.block_channels,
         block="",
+        beside="",
         calls=len(group),
         kernel=first.kernel,
         depthwise=first.depthwise,
@@ -109,6 +133,7 @@ def _named(pairs: list[tuple[Site, Candidate]]) -> Iterator[Site]:
     """Ids, numbered where one owner has several, and the block that each site belongs to."""
     taken: dict[str, int] = {}
     blocks: dict[Join, str] = {}
+    groups: dict[Join, str] = {}
     named: list[tuple[Site, Candidate]] = []
     for site, candidate in pairs:
         place = site.owner
@@ -123,6 +148,10 @@ def _named(pairs: list[tuple[Site, Candidate]]) -> Iterator[Site]:
         named.append((replace(site, id=name), candidate))
         if site.placement == "standard" and candidate.around is not None:
             blocks.setdefault(candidate.around, name)
+        if site.placement == "concat" and candidate.group is not None:
+            groups[candidate.group] = name
     for site, candidate in named:
-        join = candidate.around
-        yield replace(site, block=blocks.get(join, site.owner) if join is not None else site.owner)
+        join, group = candidate.around, candidate.group
+        block = blocks.get(join, site.owner) if join is not None else site.owner
+        beside = groups.get(group, "") if group is not None and site.placement != "concat" else ""
+        yield replace(site, block=block, beside=beside)

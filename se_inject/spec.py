@@ -11,12 +11,13 @@ from typing import Any
 
 from torch import fx, nn
 
-from se_inject.ops import name_of, result
+from se_inject.ops import name_of, op, result
 from se_inject.sites import Found
 from se_inject.trace import Call, Trace
 from se_inject.types import Decision
 
-Insertions = dict[fx.Node, list[str]]  # node -> names of the children behind it, the first innermost
+# (value, the one user it is for or None) -> names of the children between them, the first innermost
+Insertions = dict[tuple[fx.Node, fx.Node | None], list[str]]
 
 
 def differences(before: Trace, found: Found, decisions: tuple[Decision, ...], after: Trace) -> list[str]:
@@ -29,8 +30,8 @@ def differences(before: Trace, found: Found, decisions: tuple[Decision, ...], af
         if carrier.kind in ("append", "callee"):
             wrapped.setdefault(carrier.path, []).append(carrier.name)
             continue
-        for call, node in found.places[decision.site.id]:
-            inserted.setdefault(call.path, {}).setdefault(node, []).append(carrier.name)
+        for call, node, user in found.places[decision.site.id]:
+            inserted.setdefault(call.path, {}).setdefault((node, user), []).append(carrier.name)
     touched = {*inserted, *wrapped}
     old, new = _by_path(before, touched), _by_path(after, touched)
     wrong = []
@@ -63,6 +64,13 @@ def _wraps(call: Call, names: list[str]) -> bool:
     return True
 
 
+def _nothing(node: fx.Node) -> bool:
+    """An ``Identity``, or ``x + 0``: before it or behind it is the same place."""
+    if node.op == "call_module":
+        return type(node.meta["module"]) is nn.Identity
+    return node.op in ("call_function", "call_method") and name_of(node) == "add" and op(node).kind == "pass"
+
+
 def canonical(call: Call, inserted: Insertions, wrapped: list[str]) -> list[str]:
     """A hash for each node, made from what it does and from the hashes of its inputs; sorted."""
     known: dict[fx.Node, str] = {}
@@ -73,29 +81,33 @@ def canonical(call: Call, inserted: Insertions, wrapped: list[str]) -> list[str]
         hashes.append(digest)
         return digest
 
-    def argument(value: Any) -> Any:
+    def behind(value: str, names: list[str]) -> str:
+        for name in names:
+            value = put("call_module", name, 0, (value,), ())
+        return value
+
+    def argument(value: Any, user: fx.Node) -> Any:
         if isinstance(value, fx.Node):
-            return known[value]
+            return behind(known[value], inserted.get((value, user), []))
         if isinstance(value, list | tuple):
-            return tuple(argument(item) for item in value)
+            return tuple(argument(item, user) for item in value)
         if isinstance(value, dict):
-            return tuple(sorted((key, argument(item)) for key, item in value.items()))
+            return tuple(sorted((key, argument(item, user)) for key, item in value.items()))
         if isinstance(value, slice):
-            return "slice", argument(value.start), argument(value.stop), argument(value.step)
+            return "slice", *(argument(part, user) for part in (value.start, value.stop, value.step))
         return repr(value)
 
     last = result(call)
     for node in call.graph.nodes:
-        names = inserted.get(node, [])
+        names = inserted.get((node, None), [])
         if node is last:
             names = [*names, *wrapped]
-        if node.op == "call_module" and type(node.meta["module"]) is nn.Identity:
+        if _nothing(node):
             known[node] = known[node.all_input_nodes[0]]
         else:
             target = name_of(node) if node.op in ("call_function", "call_method") else str(node.target)
             target = "" if node.op in ("placeholder", "output") else target
             place = len(known) if node.op == "placeholder" else 0
-            known[node] = put(node.op, target, place, argument(node.args), argument(node.kwargs))
-        for name in names:
-            known[node] = put("call_module", name, 0, (known[node],), ())
+            known[node] = put(node.op, target, place, argument(node.args, node), argument(node.kwargs, node))
+        known[node] = behind(known[node], names)
     return sorted(hashes)

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
-from se_inject.blocks import BLOCKS
+from se_inject.blocks import find_block
 from se_inject.errors import PlanMismatchError, SpliceError
 from se_inject.fingerprint import fingerprint
 from se_inject.generated import generated, is_generated
-from se_inject.source import Edit
+from se_inject.source import Edit, is_name
 from se_inject.types import Decision, Plan
 
 RECORD = "_se_inject"  # attribute of the root: what was done, so that `remove` can undo it
@@ -29,14 +30,47 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     require_fingerprint(model, plan)
     classes = _classes(model, plan)  # may refuse: before anything changes
     if not inplace:
-        model = copy.deepcopy(model)
-    records = [_insert(model, decision, plan.seed) for decision in plan.insertions]
-    for path, cls in classes.items():
-        _module(model, path).__class__ = cls
-    for graph_path in {d.site.carrier.path for d in plan.insertions if d.site.carrier and d.site.carrier.node}:
-        _splice_graph(_module(model, graph_path), [d for d in plan.insertions if _carrier(d).path == graph_path])
-    model.__dict__[RECORD] = (*model.__dict__.get(RECORD, ()), *records)
+        model = _copy(model)
+    before = {path: type(_module(model, path)) for path in classes}
+    records: list[dict[str, Any]] = []
+    try:
+        for decision in plan.insertions:
+            records.append(_insert(model, decision, plan.seed))
+        for path, cls in classes.items():
+            _module(model, path).__class__ = cls
+        for path in dict.fromkeys(_carrier(d).path for d in plan.insertions if _carrier(d).kind == "graph"):
+            _splice_graph(_module(model, path), [d for d in plan.insertions if _carrier(d).path == path])
+    except BaseException:
+        for path, original in before.items():
+            _module(model, path).__class__ = original
+        for record in reversed(records):
+            _take_out(model, record)
+        raise
+    _remember(model, (*model.__dict__.get(RECORD, ()), *records))
     return model
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A deep copy; a ``GraphModule`` copies what its graph names, and forgets the record."""
+    new = copy.deepcopy(model)
+    if RECORD in model.__dict__:
+        _remember(new, model.__dict__[RECORD])
+    return new
+
+
+def _remember(model: nn.Module, records: tuple[dict[str, Any], ...]) -> None:
+    model.__dict__[RECORD] = records
+    if isinstance(model, fx.GraphModule):  # its own deep copy keeps what is named here
+        model.meta.setdefault(_USER_PRESERVED_ATTRIBUTES_KEY, {})[RECORD] = records
+
+
+def _forget(model: nn.Module) -> None:
+    model.__dict__.pop(RECORD, None)
+    if isinstance(model, fx.GraphModule):
+        kept = model.meta.get(_USER_PRESERVED_ATTRIBUTES_KEY, {})
+        kept.pop(RECORD, None)
+        if not kept:
+            model.meta.pop(_USER_PRESERVED_ATTRIBUTES_KEY, None)
 
 
 def require_fingerprint(model: nn.Module, plan: Plan) -> None:
@@ -59,24 +93,49 @@ def remove(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     if not records:
         raise SpliceError(f"{type(model).__name__} holds no block that se_inject inserted: nothing to remove.")
     for record in records:
-        module = _module(model, record["path"])
-        if record["kind"] in ("source", "callee") and not is_generated(type(module)):
-            raise SpliceError(
-                f"{record['path']} is a {type(module).__name__}, not the class that was generated for it "
-                "(wrapped by FSDP or swapped since?): unwrap it first."
-            )
+        _require_ours(model, record)
     if not inplace:
-        model = copy.deepcopy(model)
+        model = _copy(model)
     for record in reversed(records):
-        _undo(model, record)
-    del model.__dict__[RECORD]
+        _take_out(model, record)
+        carrier: Any = _module(model, record["path"])
+        if record["kind"] in ("source", "callee") and is_generated(type(carrier)):
+            carrier.__class__ = type(carrier).se_base
+    _forget(model)
     return model
+
+
+def _require_ours(model: nn.Module, record: dict[str, Any]) -> None:
+    """Raise ``SpliceError`` unless what ``record`` tells of is still there."""
+    try:
+        module, parent = model.get_submodule(record["path"]), model.get_submodule(record["parent"])
+        norm = model.get_submodule(record["absorb"]) if record["absorb"] else None
+    except AttributeError as error:
+        raise SpliceError(f"{error}: the model was changed since the insertion.") from error
+    if record["kind"] in ("source", "callee") and not is_generated(type(module)):
+        raise SpliceError(
+            f"{record['path']} is a {type(module).__name__}, not the class that was generated for it "
+            "(wrapped by FSDP or swapped since?): unwrap it first."
+        )
+    if parent._modules.get(record["name"]) is None:
+        raise SpliceError(f"{record['parent']} has no child {record['name']!r} any more, which was inserted.")
+    if norm is not None and not _is_affine(norm):
+        raise SpliceError(
+            f"{record['absorb']} is a {type(norm).__name__}, not the batch norm that was doubled (fused since?)."
+        )
+
+
+def _is_affine(norm: nn.Module) -> bool:
+    batch_norm: bool = isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    return batch_norm and norm.weight is not None and norm.bias is not None
 
 
 def _carrier(decision: Decision) -> Any:
     carrier = decision.site.carrier
     if carrier is None:
         raise PlanMismatchError(f"the plan inserts at {decision.site.id}, but says not how")
+    if not is_name(carrier.name.rpartition(".")[2]):
+        raise PlanMismatchError(f"the plan names a new child {carrier.name!r}, which is not a name")
     return carrier
 
 
@@ -98,11 +157,20 @@ def _classes(model: nn.Module, plan: Plan) -> dict[str, type]:
 
 def make_block(decision: Decision, seed: int, like: nn.Module | None) -> nn.Module:
     """The block of a decision, in the dtype and on the device of ``like``, from its own random stream."""
-    block = BLOCKS[decision.block]
+    try:
+        block = find_block(decision.block)
+    except ValueError as error:
+        raise PlanMismatchError(f"the plan inserts at {decision.site.id}, but {error}") from error
     tensor = next((p for p in like.parameters() if p.is_floating_point()), None) if like is not None else None
     # The seed of a site does not depend on the other sites, nor on the state of the global generator.
     with forked_rng(seed ^ zlib.crc32(decision.site.id.encode())):
-        module = block.module(**decision.kwargs)
+        try:
+            module = block.module(**decision.kwargs)
+        except (TypeError, KeyError, ValueError, RuntimeError, OverflowError) as error:
+            raise PlanMismatchError(
+                f"the plan's block {decision.block} at {decision.site.id} cannot be built from {decision.kwargs}: "
+                f"{type(error).__name__}: {error}."
+            ) from error
     module.train(like.training if like is not None else False)
     return module if tensor is None else module.to(device=tensor.device, dtype=tensor.dtype)
 
@@ -118,12 +186,15 @@ def _insert(model: nn.Module, decision: Decision, seed: int) -> dict[str, Any]:
     carrier = _carrier(decision)
     parent_path, _, name = decision.key.rpartition(".")
     parent = _module(model, parent_path)
+    norm = _module(model, decision.site.absorb) if decision.init == "absorb" else None
+    if norm is not None and not _is_affine(norm):
+        raise PlanMismatchError(f"the plan doubles {decision.site.absorb!r}, no batch norm with weight and bias")
     has_weights = any(True for _ in parent.parameters())
     block = make_block(decision, seed, parent if has_weights else model)
     previous = _clear(parent, name, carrier.kind)
     parent.add_module(name, block)
-    if decision.init == "absorb":
-        _scale(_module(model, decision.site.absorb), 2.0)
+    if norm is not None:
+        _scale(norm, 2.0)
     return {
         "path": carrier.path,
         "parent": parent_path,
@@ -150,42 +221,49 @@ def _clear(parent: nn.Module, name: str, kind: str) -> str:
 
 
 def _scale(norm: nn.Module, factor: float) -> None:
-    """Weight and bias times a power of two: exact. Out of place, for a file that is mapped into memory."""
+    """Weight and bias times a power of two: exact. In memory of their own, because theirs may be mapped from a file;
+    the parameters stay the same objects, because an optimizer may hold them."""
     for name in ("weight", "bias"):
-        old = getattr(norm, name)
-        setattr(norm, name, nn.Parameter(old.detach() * factor, requires_grad=old.requires_grad))
+        parameter = getattr(norm, name)
+        parameter.data = parameter.detach() * factor
 
 
-def _undo(model: nn.Module, record: dict[str, Any]) -> None:
-    parent = _module(model, record["parent"])
-    delattr(parent, record["name"])
-    if record["previous"] == "attribute":
-        parent.__dict__[record["name"]] = None
-    elif record["previous"] == "child":
-        parent._modules[record["name"]] = None
+def _take_out(model: nn.Module, record: dict[str, Any]) -> None:
+    """Undo one ``_insert``, and its node in a graph; not the class."""
+    parent, name = _module(model, record["parent"]), record["name"]
+    if record["previous"] == "child":  # by assignment: the child keeps its place among the others
+        parent._modules[name] = None
     elif record["previous"] == "identity":
-        parent.add_module(record["name"], nn.Identity())
+        parent._modules[name] = nn.Identity().train(parent.training)
+    else:
+        delattr(parent, name)
+    if record["previous"] == "attribute":
+        parent.__dict__[name] = None
     if record["absorb"]:
         _scale(_module(model, record["absorb"]), 0.5)
-    carrier: Any = _module(model, record["path"])
-    if record["kind"] in ("source", "callee") and is_generated(type(carrier)):
-        carrier.__class__ = type(carrier).se_base
-    elif record["kind"] == "graph":
-        key = f"{record['parent']}.{record['name']}".removeprefix(f"{record['path']}.").strip(".")
-        _unsplice_graph(carrier, key)
+    if record["kind"] == "graph":
+        key = f"{record['parent']}.{name}".removeprefix(f"{record['path']}.").strip(".")
+        _unsplice_graph(_module(model, record["path"]), key)
 
 
 def _splice_graph(module: nn.Module, decisions: list[Decision]) -> None:
     """Insert one ``call_module`` behind each planned node; every other user of the value gets the gated one."""
-    assert isinstance(module, fx.GraphModule)
+    if not isinstance(module, fx.GraphModule):
+        raise PlanMismatchError(f"the plan splices into the graph of a {type(module).__name__}, which has none")
     nodes = {node.name: node for node in module.graph.nodes}
     for decision in decisions:
         carrier = _carrier(decision)
         node = nodes.get(carrier.node)
         if node is None:
             raise PlanMismatchError(f"the graph has no node {carrier.node!r}, behind which the plan inserts")
-        with module.graph.inserting_after(node):
+        only = nodes.get(carrier.user) if carrier.user is not None else None
+        if carrier.user is not None and (only is None or node not in only.all_input_nodes):
+            raise PlanMismatchError(f"the graph's node {carrier.user!r} does not use {carrier.node!r}, as planned")
+        with module.graph.inserting_before(only) if only is not None else module.graph.inserting_after(node):
             new = module.graph.call_module(carrier.name, (node,))
+        if only is not None:
+            only.replace_input_with(node, new)
+            continue
         node.replace_all_uses_with(new, delete_user_cb=lambda user, new=new: user is not new)
         nodes[carrier.node] = new  # a second insertion at the same place goes behind the first
     module.graph.lint()
@@ -193,7 +271,8 @@ def _splice_graph(module: nn.Module, decisions: list[Decision]) -> None:
 
 
 def _unsplice_graph(module: nn.Module, target: str) -> None:
-    assert isinstance(module, fx.GraphModule)
+    if not isinstance(module, fx.GraphModule):  # a plan that said so was refused: there is nothing to undo
+        return
     for node in list(module.graph.nodes):
         if node.op == "call_module" and node.target == target:
             node.replace_all_uses_with(node.args[0])

@@ -16,9 +16,10 @@ from se_inject import baseline
 from se_inject.api import Injection, dump
 from se_inject.assign import assign, build_empty, lacks_values
 from se_inject.errors import LoadError, PlanMismatchError, VerifyError
-from se_inject.modeling import NoSource, render
+from se_inject.modeling import render
 from se_inject.models import build_model
-from se_inject.skeleton import skeleton, to_meta
+from se_inject.portable import NoSource
+from se_inject.skeleton import share, skeleton, to_meta
 from se_inject.splice import apply
 from se_inject.tensorfile import read_tensors, tensors_writer
 from se_inject.types import SCHEMA_VERSION, Artifact, Check, Plan, Report, from_dict
@@ -42,9 +43,8 @@ def save(
     from se_inject import report as renderers
 
     plan, report = injection.plan, replace(injection.report, source=source or {})
-    state = {k: t for k, t in injection.model.state_dict().items() if isinstance(t, torch.Tensor)}
     files: dict[str, Content] = {
-        TENSORS: tensors_writer(state, {"format": "pt"}),
+        TENSORS: tensors_writer(injection.model.state_dict(), {"format": "pt"}),
         PLAN: dump(plan).encode(),
     }
     try:
@@ -58,7 +58,7 @@ def save(
         report = replace(report, checks=(*report.checks, check), artifacts=_artifacts(path.parent))
         if check.passed is False:
             raise VerifyError(f"what was written does not give the same model back. {check.detail}")
-        path.write_text(renderers.to_json(report))
+        _write_text(path, renderers.to_json(report))
 
     files[REPORT] = finish
     files[MARKDOWN] = lambda path: _write_text(path, renderers.to_markdown(report))
@@ -67,7 +67,7 @@ def save(
 
 
 def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
+    path.write_bytes(text.encode())  # the same bytes under every locale
 
 
 def _artifacts(folder: Path) -> tuple[Artifact, ...]:
@@ -90,6 +90,7 @@ def read_back(injection: Injection, path: Path) -> Check:
         return Check("read back", False, f"{len(wrong)} tensors differ, the first is {wrong[:1]}")
     stored = {id(t) for t in model.state_dict(keep_vars=True).values()}
     copy = skeleton(model, keep=lambda t: to_meta(t) if id(t) in stored else t.detach().clone())
+    model = skeleton(model, keep=share)  # without the user's hooks, like the copy
     seed = injection.plan.seed
     probe = baseline.shrink(model, injection.inputs, seed)
     want = baseline.run(model, probe, False, seed)

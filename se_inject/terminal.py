@@ -1,8 +1,12 @@
 """What a person sees while a command runs and when it is done: rich tables on standard output, progress on standard
-error, colours only on a terminal and never with NO_COLOR."""
+error, colours only on a terminal and never with NO_COLOR. What models and libraries print meanwhile goes to standard
+error, so that standard output holds the result and nothing else."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,16 +18,17 @@ from rich.text import Text
 
 from se_inject.types import Check, Plan, Report
 
-STEPS = 7  # of the longest command: load, plan, reference, cost before, splice, cost after, checks, write
+STEPS = 8  # of the longest command: load, plan, reference, cost before, splice, cost after, checks, write
 
 
 class Terminal:
-    """A context that shows progress, when standard error is a terminal, and prints results."""
+    """A context that shows progress, when standard error is a terminal, and prints ``results`` unless ``quiet``."""
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, results: bool = True) -> None:
         self.quiet = quiet
-        self.out = Console(highlight=False)
-        self.err = Console(stderr=True, highlight=False)
+        self.results = results and not quiet
+        self.out = Console(file=sys.stdout, highlight=False)
+        self.err = Console(file=sys.stderr, highlight=False)
         self.progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -34,33 +39,43 @@ class Terminal:
             disable=quiet or not sys.stderr.isatty(),
         )
         self.task = self.progress.add_task("start", total=STEPS)
+        self.steps = 0
+        self.others = contextlib.redirect_stdout(io.StringIO() if quiet else sys.stderr)
+        if self.progress.disable:
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
     def __enter__(self) -> Terminal:
+        self.others.__enter__()
         self.progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
+        self.others.__exit__(None, None, None)
 
     def step(self, name: str) -> None:
-        self.progress.update(self.task, description=name)
-        self.progress.advance(self.task)
+        self.progress.update(self.task, description=name, completed=self.steps)
+        self.steps += 1
 
     def line(self, text: str) -> None:
-        if not self.quiet:
+        if self.results:
             self._print(Text(text))
+
+    def warn(self, text: str) -> None:
+        if not self.quiet:
+            self.err.print(Text(text, "yellow"), soft_wrap=True)
 
     def plan(self, made: Plan, *, show_all: bool = False) -> None:
         from se_inject.render_terminal import render_plan
 
-        if not self.quiet:
+        if self.results:
             self.progress.stop()
             render_plan(made, self.out, all=show_all)
 
     def report(self, found: Report, output: Path | None, *, show_all: bool = False) -> None:
         from se_inject.render_terminal import to_terminal
 
-        if self.quiet:
+        if not self.results:
             return
         self.progress.stop()
         to_terminal(found, self.out, all=show_all)
@@ -71,11 +86,21 @@ class Terminal:
     def checks(self, checks: tuple[Check, ...]) -> None:
         from se_inject.render_terminal import render_checks
 
-        if not self.quiet:
+        if self.results:
             self.progress.stop()
             render_checks(checks, self.out)
 
     def table(self, rows: list[dict[str, str]]) -> None:
+        """A list when there is one column, a table when there are two, else a paragraph for each row."""
+        columns = list(rows[0])
+        if len(columns) == 1:
+            for row in rows:
+                self._print(Text(row[columns[0]]))
+            return
+        if len(columns) > 2:
+            for row in rows:
+                self.table([{columns[0]: name, row[columns[0]]: row[name]} for name in columns[1:]])
+            return
         table = Table(box=None, pad_edge=False)
         for i, name in enumerate(rows[0]):
             table.add_column(name, overflow="fold", style="bold" if i == 0 else "")

@@ -14,8 +14,10 @@ import functools
 import inspect
 import operator
 import os
+import random
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
 from typing import Any
@@ -27,7 +29,7 @@ from torch.utils import _pytree as pytree
 
 from se_inject.errors import TraceError
 from se_inject.inputs import Inputs
-from se_inject.skeleton import share, skeleton, to_meta
+from se_inject.skeleton import share, skeleton, tensors, to_meta
 
 TORCH_DIR = os.path.dirname(torch.__file__) + os.sep  # not torchvision
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -59,6 +61,7 @@ class Call:
     graph: fx.Graph = field(default_factory=fx.Graph)
     nodes: dict[int, tuple[torch.Tensor, fx.Node]] = field(default_factory=dict)
     children: dict[Call, fx.Node] = field(default_factory=dict)
+    hidden: list[fx.Node] = field(default_factory=list)  # of the parent's graph: what came in inside an object
     node: fx.Node | None = None  # this call, in the parent's graph
 
     def ancestors(self) -> Iterator[Call]:
@@ -81,7 +84,8 @@ class Trace:
 class Names:
     """Where each module and each tensor of a model sits."""
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, *, meta: bool | None = None) -> None:
+        self.meta = any(t.is_meta for t in tensors(root)) if meta is None else meta
         self.paths = {id(module): path for path, module in root.named_modules()}
         self.constants: dict[int, str] = {}
         for path, module in root.named_modules():
@@ -96,6 +100,7 @@ def is_leaf(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.") and not isinstance(module, (*CONTAINERS, fx.GraphModule))
 
 
+@torch.inference_mode(False)
 def trace(model: nn.Module, inputs: Inputs, *, training: bool = False) -> Trace:
     """Record one forward of ``model`` on meta tensors, in eval mode unless ``training``; the model is not touched.
 
@@ -106,8 +111,7 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool = False) -> Trace:
     root = skeleton(model).train(training)
     meta = inputs.map(to_meta)
     try:
-        with torch.device("meta"):
-            return Trace(root, meta, record(Names(root), root, meta), notes)
+        return Trace(root, meta, record(Names(root, meta=True), root, meta), notes)
     except Exception as error:
         reason = _first_line(error)
         if any(t.is_meta for t in model.parameters()):
@@ -116,9 +120,9 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool = False) -> Trace:
                 "Give it weights, or an example input that fits it."
             ) from error
     notes.append(f"run on real tensors, because the model cannot run on meta tensors: {reason}")
-    root = skeleton(model, keep=share).train(training)
+    root, real = skeleton(model, keep=share).train(training), inputs.map(share)  # a forward may write its arguments
     try:
-        return Trace(root, inputs, record(Names(root), root, inputs), notes)
+        return Trace(root, real, record(Names(root), root, real), notes)
     except Exception as error:
         raise TraceError(
             f"{type(model).__name__} cannot be run on the example inputs {inputs.describe()}: {_first_line(error)}. "
@@ -136,8 +140,10 @@ def record(names: Names, module: nn.Module, inputs: Inputs) -> list[Call]:
             recorder.interpret(graph_module)
         for child in module.modules():
             handles.append(child.register_forward_pre_hook(recorder.enter, with_kwargs=True))
-            handles.append(child.register_forward_hook(recorder.leave, with_kwargs=True))
-        with torch.no_grad(), recorder:
+            # Called after an exception too: a forward may catch it and go on.
+            handles.append(child.register_forward_hook(recorder.leave, with_kwargs=True, always_call=True))
+        device = torch.device("meta") if names.meta else nullcontext()
+        with torch.inference_mode(False), torch.no_grad(), undisturbed(), device, recorder:
             module(*inputs.args, **inputs.kwargs)
     finally:
         for handle in handles:
@@ -155,7 +161,7 @@ class Recorder(TorchFunctionMode):
         self.paths, self.constants = names.paths, names.constants
         self.calls: list[Call] = []
         self.stack: list[Call] = []
-        self.pending: list[tuple[Any, Any, Spot | None, dict[int, int], str]] = []
+        self.pending: list[tuple[Any, Any, Spot | None, dict[int, int | None], str]] = []
         self.made: dict[int, tuple[torch.Tensor, Call]] = {}
         self.leaf = 0  # depth inside a leaf module: nothing is recorded there
         self.order = 0
@@ -167,7 +173,7 @@ class Recorder(TorchFunctionMode):
             self.leaf += 1
             return
         parent = self.stack[-1] if self.stack else None
-        versions = {id(t): t._version for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        versions = {id(t): version(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
         if parent is not None:
             nodes = self._argument(parent, args), self._argument(parent, kwargs)
             self.pending.append((*nodes, self._spot(parent), versions, self.fx_node))
@@ -180,6 +186,8 @@ class Recorder(TorchFunctionMode):
             if isinstance(tensor, torch.Tensor) and id(tensor) not in call.nodes:
                 node = call.graph.placeholder(f"arg{len(call.nodes)}")
                 node.meta["argument"] = id(tensor) in alone  # by itself, not in a list
+                if parent is not None:
+                    node.meta["outer"] = self._node(parent, tensor)  # what it is in the caller's graph
                 self._note(call, tensor, node, made=False)
         self.calls.append(call)
         self.stack.append(call)
@@ -197,6 +205,8 @@ class Recorder(TorchFunctionMode):
             return None
         parent = self.stack[-1]
         node_args, node_kwargs, spot, versions, self.fx_node = self.pending.pop()
+        if call is not None and call.hidden:
+            node_kwargs = {**node_kwargs, "?": tuple(call.hidden)}
         path, above = self.paths[id(module)], parent.path
         target = path[len(above) + 1 :] if above and path.startswith(above + ".") else path
         node = parent.graph.create_node("call_module", target, node_args, node_kwargs)
@@ -212,7 +222,7 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.leaf or not self.stack:
             return func(*args, **kwargs)
-        versions = {id(t): t._version for t in _tensors((args, kwargs))}
+        versions = {id(t): version(t) for t in _tensors((args, kwargs))}
         call = self.stack[-1]
         result = func(*args, **kwargs)
         kind, target = describe(func, args)
@@ -227,8 +237,9 @@ class Recorder(TorchFunctionMode):
             node_args = (*node_args, func.__self__.__name__)  # type: ignore[attr-defined]
         node = call.graph.create_node(kind, target, node_args, self._argument(call, kwargs))
         node.meta.update(spot=self._spot(call), order=self._tick(), fx=self.fx_node)
-        # A method that writes (x.add_(y), x[i] = y) is often called for its effect alone: its tensor is that node now.
-        writes = target is operator.setitem or (isinstance(target, str) and target.endswith("_"))
+        # What writes (x.add_(y), x[i] = y, out=x) is often called for its effect alone: its tensor is that node now.
+        name = target if isinstance(target, str) else getattr(target, "__name__", "")
+        writes = target is operator.setitem or (name.endswith("_") and not name.endswith("__")) or "out" in kwargs
         new = self._results(call, node, results, versions, alias=not writes)
         return result if target is operator.setitem else new
 
@@ -256,7 +267,9 @@ class Recorder(TorchFunctionMode):
         self.order += 1
         return self.order
 
-    def _results(self, call: Call, node: fx.Node, output: Any, versions: dict[int, int], alias: bool = True) -> Any:
+    def _results(
+        self, call: Call, node: fx.Node, output: Any, versions: dict[int, int | None], alias: bool = True
+    ) -> Any:
         """Bind the output's tensors to ``node``. A tensor that went in and came out gets a name of its own, so that
         the value before and the value after stay two nodes."""
         leaves, spec = pytree.tree_flatten(output)
@@ -266,7 +279,8 @@ class Recorder(TorchFunctionMode):
                 continue
             same = id(value) in versions
             if same and alias:
-                node.meta["identity"] = versions[id(value)] == value._version and len(leaves) == 1
+                before = versions[id(value)]
+                node.meta["identity"] = before is not None and before == version(value) and len(leaves) == 1
                 self.leaf += 1
                 leaves[i] = value = value.detach()
                 self.leaf -= 1
@@ -300,6 +314,9 @@ class Recorder(TorchFunctionMode):
             else:  # came in inside an object, or from code that no torch function sees
                 with call.graph.inserting_before(next(iter(call.graph.nodes), None)):
                     node = call.graph.placeholder(f"arg{len(call.nodes)}")
+                if call.parent is not None:
+                    node.meta["outer"] = self._node(call.parent, tensor)
+                    call.hidden.append(node.meta["outer"])
         node.meta.setdefault("order", self.order)
         self._note(call, tensor, node, made=False)
         return node
@@ -331,6 +348,17 @@ class Recorder(TorchFunctionMode):
             direct = direct and code.co_filename.startswith(TORCH_DIR)
             frame = frame.f_back
         return None
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """The random state of torch and of Python, put back."""
+    state = random.getstate()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(state)
 
 
 @functools.cache
@@ -366,6 +394,11 @@ def describe(func: Any, args: tuple[Any, ...]) -> tuple[str, Any]:
     return "call_function", func
 
 
+def version(tensor: torch.Tensor) -> int | None:
+    """How often the tensor was written; None for one made in inference mode, which does not count."""
+    return None if tensor.is_inference() else tensor._version
+
+
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
@@ -387,4 +420,4 @@ def _key(key: Any) -> Any:
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+    return text.splitlines()[0][:300].rstrip(". ")

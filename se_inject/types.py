@@ -43,6 +43,7 @@ class Carrier:
     name: str  # the new child's name in it
     position: Position | None = None  # source: the expression that is wrapped
     node: str | None = None  # graph: the node after which the block stands
+    user: str | None = None  # graph: the one user of the node that gets the block's output, None for all
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Site:
     order: int  # position in the order of execution
     block_channels: int  # channels that enter the block
     block: str  # id of the innermost residual block around it, or the owner's path
+    beside: str  # id of the concatenation that it is a branch of, if any
     calls: int  # how often one forward runs it
     kernel: tuple[int, ...] = ()  # of the convolution before it
     depthwise: bool = False

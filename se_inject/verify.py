@@ -4,13 +4,15 @@ else changed. Each returns a ``Check`` with its figures; modes, buffers, gradien
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from se_inject.baseline import Reference, Run, digest, digests, preserved, run, tensors_in
+from se_inject.baseline import Reference, Run, digest, digests, first_line, preserved, run, tensors_in
+from se_inject.blocks import find_block
 from se_inject.errors import VerifyError
 from se_inject.inputs import Inputs
 from se_inject.types import Check, Cost, Decision, Plan, SiteCost
@@ -56,6 +58,8 @@ def outputs(reference: Reference, model: nn.Module, plan: Plan) -> tuple[Check, 
 
 
 def _compare(name: str, before: Run, after: Run) -> Check:
+    if not before.outputs and not after.outputs:
+        return Check(name, None, "the output holds no tensor that could be compared")
     if len(before.outputs) != len(after.outputs):
         return Check(name, False, f"{len(before.outputs)} tensors before, {len(after.outputs)} after")
     different = [i for i, (a, b) in enumerate(zip(before.outputs, after.outputs, strict=True)) if not same(a, b)]
@@ -67,7 +71,7 @@ def _compare(name: str, before: Run, after: Run) -> Check:
         )
     if buffers:
         return Check(name, False, f"after one step {len(buffers)} buffers differ, the first is {buffers[0]}")
-    if before.outputs and not all(torch.isfinite(t).all() for t in before.outputs if t.is_floating_point()):
+    if not all(torch.isfinite(t).all() for t in before.outputs if t.is_floating_point()):
         return Check(name, True, f"{len(before.outputs)} tensors bit-equal (the original's hold NaN or infinity)")
     tail = f", {len(before.buffers)} buffers equal after one step" if before.buffers else ""
     return Check(name, True, f"{len(before.outputs)} tensors bit-equal{tail}")
@@ -77,7 +81,7 @@ def same(a: torch.Tensor, b: torch.Tensor | None) -> bool:
     """Equal in shape, dtype and every bit, NaN equal to NaN."""
     if b is None or a.shape != b.shape or a.dtype != b.dtype:
         return False
-    return torch.equal(a, b) or (a.is_floating_point() and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)))
+    return torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
 
 
 def _relative(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
@@ -85,9 +89,10 @@ def _relative(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
     for a, b in zip(before, after, strict=False):
         if a.shape != b.shape:
             return float("inf")
-        size = a.double().abs().max().item() if a.numel() else 0.0
-        moved = (a.double() - b.double()).abs().max().item() if a.numel() else 0.0
-        worst = max(worst, moved / size if size else moved)
+        kind = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
+        size = a.to(kind).abs().max().item() if a.numel() else 0.0
+        moved = (a.to(kind) - b.to(kind)).abs().max().item() if a.numel() else 0.0
+        worst = max(worst, float("inf") if math.isnan(moved) else moved / size if size else moved)
     return worst
 
 
@@ -103,32 +108,39 @@ def against_baseline(model: nn.Module, inputs: Inputs | None, plan: Plan) -> Che
         return Check(name, False, after.failure)
     if tuple(digest(t) for t in after.outputs) == plan.baseline.outputs:
         return Check(name, True, f"{len(after.outputs)} tensors bit-equal to the original's")
-    first = after.outputs[0].flatten()[: len(plan.baseline.samples)].double().tolist() if after.outputs else []
+    if len(after.outputs) != len(plan.baseline.outputs):
+        return Check(name, False, f"{len(plan.baseline.outputs)} tensors before, {len(after.outputs)} after")
+    if not plan.baseline.samples:
+        return Check(name, None, "not bit-equal, and the plan holds no values to compare (complex, NaN or infinite)")
+    first = after.outputs[0].flatten()[: len(plan.baseline.samples)].double().tolist()
     size = max((abs(v) for v in plan.baseline.samples), default=0.0) or 1.0
-    moved = max((abs(a - b) / size for a, b in zip(first, plan.baseline.samples, strict=True)), default=float("inf"))
+    if len(first) < len(plan.baseline.samples):
+        return Check(name, False, "the output is smaller than the original's")
+    apart = [abs(a - b) / size for a, b in zip(first, plan.baseline.samples, strict=True)]
+    moved = float("inf") if any(map(math.isnan, apart)) else max(apart)
     close = moved <= ARITHMETIC
     return Check(name, close, f"within {moved:.2g} of the original's, not bit-equal (another machine's arithmetic?)")
 
 
 def reached(model: nn.Module, inputs: Inputs, plan: Plan) -> Check:
-    """3. Every block runs, and its last layer gets a finite gradient from its owner's output, non-zero unless the
-    site's value is all zero (a zeroed last gamma)."""
+    """3. Every block runs, and its parameters get a finite gradient from its owner's output, not zero for all of them
+    unless the site's value is all zero (a zeroed last gamma)."""
     probes = {d.key: Probe() for d in plan.insertions}
     owned: dict[str, list[str]] = {}
     for decision in plan.insertions:
         owned.setdefault(_owner(decision), []).append(decision.key)
     faults: list[str] = []
-    handles = [model.get_submodule(key).register_forward_hook(_watch(probe)) for key, probe in probes.items()]
-    handles += [
-        model.get_submodule(path).register_forward_hook(_gradient(model, keys, probes, faults))
-        for path, keys in owned.items()
-    ]
+    handles: list[Any] = []
     try:
+        for key, probe in probes.items():
+            handles.append(model.get_submodule(key).register_forward_hook(_watch(probe)))
+        for path, keys in owned.items():
+            handles.append(model.get_submodule(path).register_forward_hook(_gradient(model, keys, probes, faults)))
         with preserved(model), torch.enable_grad(), torch.random.fork_rng(devices=[]):
             model.eval()
             model(*inputs.args, **inputs.kwargs)
     except Exception as error:  # foreign code may raise anything
-        return Check("reached", False, f"the forward with gradients failed: {str(error).splitlines()[0][:200]}")
+        return Check("reached", False, f"the forward with gradients failed: {first_line(error)}")
     finally:
         for handle in handles:
             handle.remove()
@@ -139,7 +151,7 @@ def reached(model: nn.Module, inputs: Inputs, plan: Plan) -> Check:
         return Check("reached", False, f"{len(faults)} faults, the first: {faults[0]}")
     zero = sum(probe.all_zero for probe in probes.values())
     tail = f"; {zero} see nothing but zeros (a zeroed last gamma)" if zero else ""
-    return Check("reached", True, f"{len(probes)} blocks ran, their last layers get a finite gradient{tail}")
+    return Check("reached", True, f"{len(probes)} blocks ran, their parameters get a finite gradient{tail}")
 
 
 def _owner(decision: Decision) -> str:
@@ -157,7 +169,7 @@ def _watch(probe: Probe) -> Any:
 
 
 def _gradient(model: nn.Module, keys: list[str], probes: dict[str, Probe], faults: list[str]) -> Any:
-    """Behind an owner: the gradient of a weighted sum of its output with respect to each block's last layer."""
+    """Behind an owner: the gradient of a weighted sum of its output with respect to each block's parameters."""
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         tensors = [t for t in tensors_in(output) if t.is_floating_point() and t.requires_grad]
@@ -166,7 +178,9 @@ def _gradient(model: nn.Module, keys: list[str], probes: dict[str, Probe], fault
         weights = [torch.cos(torch.arange(t.numel(), device=t.device).float()).reshape(t.shape) for t in tensors]
         loss = sum((t * w).sum() for t, w in zip(tensors, weights, strict=True))
         for key in keys:
-            parameters = list(model.get_submodule(key).parameters())[-2:]
+            parameters = [p for p in model.get_submodule(key).parameters() if p.requires_grad]
+            if not parameters:
+                continue
             gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)  # type: ignore[arg-type]
             if not all(g is None or torch.isfinite(g).all() for g in gradients):
                 faults.append(f"the gradient at {key} is not finite")
@@ -183,19 +197,37 @@ def _owner_name(module: nn.Module) -> str:
 def keys(before: dict[str, str], model: nn.Module, plan: Plan) -> Check:
     """4. Every original key (``before``: name -> hash) has the identical value; new keys are exactly the planned."""
     after = digests(model)
-    absorbed = {f"{d.site.absorb}.{n}" for d in plan.insertions if d.init == "absorb" for n in ("weight", "bias")}
+    planned = _aliases(model, planned_keys(plan))
+    doubled = {f"{d.site.absorb}.{n}" for d in plan.insertions if d.init == "absorb" for n in ("weight", "bias")}
+    absorbed = _aliases(model, doubled)
     state = model.state_dict()
-    halves = [k for k in absorbed if digest(state[k] * 0.5) != before.get(k)]
-    lost = sorted(set(before) - set(after))
+    halves = sorted(k for k in absorbed if k in after and digest(state[k] * 0.5) != before.get(k))
+    lost = sorted((set(before) | planned) - set(after))
     changed = sorted(k for k in before if k in after and before[k] != after[k] and k not in absorbed)
-    prefixes = tuple(f"{d.key}." for d in plan.insertions)
-    foreign = sorted(k for k in after if k not in before and not k.startswith(prefixes))
+    foreign = sorted(set(after) - set(before) - planned)
     for what, found in (("lost", lost), ("changed", changed), ("not doubled", halves), ("not planned", foreign)):
         if found:
             return Check("keys", False, f"{len(found)} keys {what}, the first is {found[0]}")
     tail = f", {len(absorbed)} of absorbed norms doubled" if absorbed else ""
     new = len(after) - len(before)
     return Check("keys", True, f"{len(before) - len(absorbed)} tensors identical{tail}, {new} new ones all planned")
+
+
+def _aliases(model: nn.Module, names: set[str]) -> set[str]:
+    """``names``, and those under which a shared module holds the same tensors again."""
+    state = model.state_dict(keep_vars=True)
+    same = {id(state[name]) for name in names if name in state}
+    return names | {name for name, tensor in state.items() if id(tensor) in same}
+
+
+def planned_keys(plan: Plan) -> set[str]:
+    """The keys that the plan's blocks add to a state dict."""
+    found: set[str] = set()
+    with torch.device("meta"):
+        for decision in plan.insertions:
+            block = find_block(decision.block).module(**decision.kwargs)
+            found.update(f"{decision.key}.{name}" for name in block.state_dict())
+    return found
 
 
 def overhead(before: Cost, after: Cost, sites: tuple[SiteCost, ...]) -> Check:

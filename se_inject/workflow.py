@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
-from collections.abc import Iterable, Mapping
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +16,9 @@ from torch import nn
 
 from se_inject import api, baseline, store
 from se_inject import verify as checking
-from se_inject.errors import LoadError, RulesError, TraceError, WriteError
+from se_inject.blocks.custom import import_block
+from se_inject.errors import LoadError, PlanMismatchError, RulesError, SEInjectError, TraceError, WriteError
+from se_inject.factories import one_line
 from se_inject.guard import unwrap
 from se_inject.inputs import Inputs, dtype_of, from_shape
 from se_inject.loading import Loaded, blocked_globals, load_model, parse_model_args
@@ -29,35 +34,54 @@ class Screen(Protocol):
 
     def step(self, name: str) -> None: ...
 
-    def line(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
 
 
 def convert(spec: str, given: Mapping[str, Any], output: Path, *, force: bool, check: bool, screen: Screen) -> Report:
     """Load, plan or read a plan, splice, check, write."""
-    read_files = [path for path in (given["checkpoint"], given["rules"], given["plan_file"]) if path is not None]
+    read_files = _read_by(given, "checkpoint", "rules", "plan_file")
     check_output(output, force=force, inputs=read_files)
     rules = None if given["plan_file"] else rules_from(given)
     plan_read = store.read_plan(given["plan_file"]) if given["plan_file"] else None
+    if plan_read is not None and ":" in (given["block"] or ""):
+        import_block(given["block"])  # a class that the plan names
+        given = {**given, "block": None}
     if plan_read is not None and (named := [k for k in RULE_OPTIONS if given[k]]):
         raise RulesError(f"--plan decides everything; --{named[0].replace('_', '-')} cannot be given with it.")
     loaded = _load(spec, given, screen, weights_needed=True)
     model = unwrap(loaded.model)
     screen.step("plan")
     inputs = _input_size(given["input_size"], loaded)
-    if plan_read is not None:
-        planned = api.follow_plan(model, inputs, plan_read)
-    else:
-        planned = api.make_plan(model, inputs, rules, seed=given["seed"], name=spec, model_args=loaded.model_args)
-    injection = api.realise(model, planned, inplace=True, check=check, progress=screen.step)
-    screen.step("write")
-    return store.save(injection, output, force=force, source=loaded.source, inputs=read_files)
+    with _trusting(given["plan_file"]):
+        if plan_read is not None:
+            planned = api.follow_plan(model, inputs, plan_read)
+        else:
+            planned = api.make_plan(model, inputs, rules, seed=given["seed"], name=spec, model_args=loaded.model_args)
+        injection = api.realise(model, planned, inplace=True, check=check, progress=screen.step)
+        screen.step("write")
+        return store.save(injection, output, force=force, source=loaded.source, inputs=read_files)
 
 
-def plan(spec: str, given: Mapping[str, Any], output: Path | None, *, screen: Screen) -> Plan:
+@contextlib.contextmanager
+def _trusting(path: Path | None) -> Iterator[None]:
+    """What is read from ``path`` has the right types, but an edited file may hold any value in them."""
+    try:
+        yield
+    except SEInjectError:
+        raise
+    except Exception as error:
+        if path is None:
+            raise
+        raise PlanMismatchError(
+            f"{path} was edited, or is not for this model: {one_line(error)}. Make the plan again."
+        ) from error
+
+
+def plan(spec: str, given: Mapping[str, Any], output: Path | None, *, force: bool, screen: Screen) -> Plan:
     """Load the structure, plan, and write the plan on request."""
+    if output is not None:
+        _check_file(output, force, _read_by(given, "checkpoint", "rules"))
     rules = rules_from(given)
-    if output is not None and output.exists():
-        raise WriteError(f"{output} exists; choose another file, or delete it first.")
     loaded = _load(spec, given, screen, weights_needed=False)
     screen.step("plan")
 
@@ -75,17 +99,48 @@ def plan(spec: str, given: Mapping[str, Any], output: Path | None, *, screen: Sc
         loaded = _load(spec, {**given, "random_init": True}, screen, weights_needed=False)
         made = make()
     if output is not None:
-        try:
-            output.write_text(api.dump(made))
-        except OSError as error:
-            raise WriteError(f"cannot write {output}: {error.strerror}.") from error
+        _write_file(output, api.dump(made))
     return made
+
+
+def _read_by(given: Mapping[str, Any], *names: str) -> list[Path]:
+    """The files among these options; rules may also be the name of a preset."""
+    return [Path(given[name]) for name in names if given[name] is not None and Path(given[name]).exists()]
+
+
+def _check_file(output: Path, force: bool, inputs: Iterable[Path]) -> None:
+    if output.is_dir():
+        raise WriteError(f"{output} is a folder; the plan is a file, such as {output / store.PLAN}.")
+    if not output.parent.is_dir():
+        raise WriteError(f"cannot write {output}: there is no folder {output.parent}.")
+    if any(output.exists() and path.samefile(output) for path in inputs):
+        raise WriteError(f"output {output} is an input of this run; choose another file.")
+    if output.exists() and not force:
+        raise WriteError(f"{output} exists; choose another file, or replace it with --force.")
+
+
+def _write_file(output: Path, text: str) -> None:
+    """All or nothing, as a folder is written."""
+    new = output.with_name(f".{output.name}.{os.getpid()}.new")
+    try:
+        new.write_text(text)
+        new.replace(output)
+    except OSError as error:
+        raise WriteError(f"cannot write {output}: {error.strerror}.") from error
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def verify(folder: Path, spec: str | None, model_arg: Iterable[str], *, screen: Screen) -> tuple[Check, ...]:
     """Check an output folder by itself: against the hashes, the probe and the figures that it carries."""
     screen.step("load")
-    report, (model, made) = read_report(folder), _open(folder, spec, model_arg)
+    report = read_report(folder)
+    with _trusting(folder):
+        model, made = _open(folder, spec, model_arg)
+        return _verify(folder, report, model, made, screen)
+
+
+def _verify(folder: Path, report: Report, model: nn.Module, made: Plan, screen: Screen) -> tuple[Check, ...]:
     screen.step("checks")
     checks = [_files(folder, report)]
     if not made.baseline.tensors:
@@ -145,9 +200,10 @@ def remove(
     files = [folder / name for name in (store.TENSORS, store.PLAN)]
     check_output(output, force=force, inputs=files)
     screen.step("load")
-    model, made = _open(folder, spec, model_arg)
-    screen.step("remove")
-    base = api.remove(model, inplace=True)
+    with _trusting(folder):
+        model, made = _open(folder, spec, model_arg)
+        screen.step("remove")
+        base = api.remove(model, inplace=True)
     state = base.state_dict()
     same = sum(baseline.digest(t) == made.baseline.tensors.get(name) for name, t in state.items())
     write(output, {store.TENSORS: tensors_writer(state)}, force=force, inputs=files)
@@ -198,6 +254,14 @@ def listing(what: str, pattern: str) -> list[dict[str, str]]:
 
         rows = [{"placement": "auto", "where": "inner for depthwise blocks, standard for other residual blocks"}]
         return rows + [{"placement": n, "where": " ".join((p.__doc__ or "").split())} for n, p in PLACEMENTS.items()]
+    if what == "presets":
+        from se_inject.presets import PRESETS
+
+        return [{"preset": name, "selects": p.selects, "paper": p.paper} for name, p in PRESETS.items()]
+    if what == "rules":
+        from se_inject.rules import FIELDS
+
+        return [{"key": name, "what": f.doc} for name, f in FIELDS.items()]
     if what == "blocks":
         from se_inject.blocks import BLOCKS
 
@@ -219,8 +283,11 @@ def listing(what: str, pattern: str) -> list[dict[str, str]]:
     return [{"model": name} for name in names]
 
 
+LARGEST_INPUT = 1 << 28  # values of one sample: 1 GiB
+
 RULE_OPTIONS = (
-    "rules", "placement", "block", "block_arg", "ratio", "init", "include", "exclude", "min_channels", "stages"
+    "rules", "placement", "block", "block_arg", "ratio", "init", "include", "exclude", "min_channels", "stages",
+    "budget", "again",
 )  # fmt: skip
 
 
@@ -230,13 +297,13 @@ def rules_from(given: Mapping[str, Any]) -> Any:
     block = dict(rules.block)
     if given["block"]:
         block = {"name": given["block"]}
-    if given["ratio"]:
-        block["rd_ratio"] = 1 / given["ratio"]
-    block |= parse_model_args(given["block_arg"])
+    block |= parse_model_args(given["block_arg"], "--block-arg", "gate=hardsigmoid")
     changes: dict[str, Any] = {"block": block} if block else {}
-    for name in ("placement", "init", "include", "exclude", "min_channels"):
+    for name in ("placement", "ratio", "init", "include", "exclude", "min_channels", "again"):
         if given[name]:
             changes[name] = given[name]
+    if given["budget"]:
+        changes["budget"] = dict(part.partition("=")[::2] for part in given["budget"].split(","))
     if given["stages"]:
         changes["stages"] = _numbers(given["stages"], "--stages", "3,4")
     checked = read(dict(changes))  # the same checks as for a file
@@ -254,7 +321,12 @@ def _numbers(text: str, option: str, example: str) -> tuple[int, ...]:
 
 
 def _input_size(text: str | None, loaded: Loaded) -> tuple[int, ...] | None:
-    return _numbers(text, "--input-size", "3,224,224") if text else loaded.input_size
+    if not text:
+        return loaded.input_size
+    size = _numbers(text, "--input-size", "3,224,224")
+    if math.prod(size) > LARGEST_INPUT:
+        raise RulesError(f"--input-size {text}: {math.prod(size):,} values, more than {LARGEST_INPUT:,}.")
+    return size
 
 
 def _load(spec: str, given: Mapping[str, Any], screen: Screen, *, weights_needed: bool) -> Loaded:
@@ -262,7 +334,7 @@ def _load(spec: str, given: Mapping[str, Any], screen: Screen, *, weights_needed
     if given["allow_pickle"] and given["checkpoint"] is not None:
         names = blocked_globals(given["checkpoint"])
         if names:
-            screen.line(f"--allow-pickle: {given['checkpoint'].name} runs {', '.join(names)}")
+            screen.warn(f"--allow-pickle: {given['checkpoint'].name} runs {', '.join(names)}")
     torch.manual_seed(given["seed"])  # random weights come from the global generator
     return load_model(
         spec,

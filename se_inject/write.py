@@ -84,6 +84,9 @@ def check_output(out: Path, *, names: Iterable[str] = (), force: bool = False, i
             with _locked(out.parent):
                 _recover(out)
         _refuse(out, names, force, inputs)
+        folder = next(parent for parent in out.parents if os.path.lexists(parent))
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise WriteError(f"cannot write {out}: {folder} is not writable.")
     except OSError as error:
         raise WriteError(f"cannot write {out}: {error.strerror or error}.") from error
 

@@ -1,0 +1,97 @@
+"""Efficient Channel Attention, ECA (Wang et al., ECA-Net, arXiv 1910.03151, section 3.2).
+
+    z = mean over space of x
+    y = gate(conv1d_k(z)) * x             eq. 6; along the channels, k weights in all
+    k = |log2(C) / gamma + beta / gamma|  eq. 12, to the nearest odd, at least 3: 64 -> 3, 128 ... 1024 -> 5, 2048 -> 7
+
+Keys, arithmetic and the rule for k are those of timm's ``EcaModule``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from se_inject.blocks import options as opt
+from se_inject.blocks.parts import GATES, autocast_runs, is_scripting, space, squeeze
+
+if TYPE_CHECKING:
+    from se_inject.types import Site
+
+
+class EfficientChannelAttention(nn.Module):
+    """Gate each channel by its neighbours among the squeezed channels.
+
+    channels: C, which sets nothing here. kernel_size: k, odd. The others are those of ``SqueezeExcite``.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int,
+        gate: str = "sigmoid",
+        gain: float = 1.0,
+        zero_init: bool = False,
+        layout: str = "NCHW",
+        squeeze: str = "mean",
+        squeeze_fp32: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.space = space(layout)
+        self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False, device=device, dtype=dtype)
+        self.gate = GATES[gate]()
+        self.gain = gain
+        self.squeeze = squeeze
+        self.squeeze_fp32 = squeeze_fp32
+        if zero_init:
+            nn.init.zeros_(self.conv.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not is_scripting():  # noqa: SIM102  (TorchScript leaves out what stands under it alone)
+            if self.squeeze_fp32 and autocast_runs(x):
+                with torch.autocast(x.device.type, enabled=False):
+                    return x * self.scale(x)
+        return x * self.scale(x)
+
+    def scale(self, x: torch.Tensor) -> torch.Tensor:
+        """The gate of each channel, broadcast over space."""
+        z = squeeze(x, self.space, self.squeeze, self.squeeze_fp32)
+        if self.squeeze_fp32:
+            z = z.to(self.conv.weight.dtype)
+        s = self.gate(self.conv(z.flatten(1).unsqueeze(1)))  # (N, 1, C)
+        if self.gain != 1.0:
+            s = s * self.gain
+        return s.reshape(z.shape).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return "" if self.gain == 1.0 else f"gain={self.gain:g}"
+
+
+OPTIONS = ("kernel_size", "gamma", "beta", "gate", "squeeze", "squeeze_fp32")
+
+
+def adaptive(channels: int, gamma: float = 2, beta: float = 1) -> int:
+    """Eq. 12, with timm's rounding."""
+    t = int(abs(math.log2(channels) + beta) / gamma)
+    return max(t if t % 2 else t + 1, 3)
+
+
+def resolve(site: Site, init: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments for a site, from rule options. Raises ``ValueError`` for a value out of range."""
+    gate = opt.gating(options)
+    gamma = opt.number(options, "gamma", 2, low=0, high=64)
+    beta = opt.number(options, "beta", 1, low=-64, high=64)
+    return {
+        "channels": site.channels,
+        "kernel_size": opt.whole(options, "kernel_size", adaptive(site.channels, gamma, beta), odd=True),
+        "gate": gate,
+        **opt.start(init, gate),
+        **opt.layout(site),
+        **opt.squeezing(options),
+    }

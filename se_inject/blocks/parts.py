@@ -1,0 +1,44 @@
+"""What the blocks share inside their forwards: layouts, squeeze, activations, gates. Needs torch alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+LAYOUTS = ("NCL", "NCHW", "NCDHW", "NHWC")
+CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}  # by the number of axes of space
+NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]
+
+
+class TanhPlusOne(nn.Module):
+    """``1 + tanh(x)``: between 0 and 2, and exactly 1 at zero."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 1.0 + torch.tanh(x)
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "hardswish": nn.Hardswish}
+GATES: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "hardsigmoid": nn.Hardsigmoid, "tanh1": TanhPlusOne}
+
+
+def space(layout: str) -> list[int]:
+    """The axes of space: 2 and 3 of ``NCHW``, 1 and 2 of ``NHWC``."""
+    return [i for i, letter in enumerate(layout) if letter not in "NC"]
+
+
+def squeeze(x: torch.Tensor, axes: list[int], how: str, fp32: bool) -> torch.Tensor:
+    """``mean``, ``max``, or half of each (``mean+max``, as timm's ``add_maxpool``) over space; its axes stay as 1."""
+    if how == "max":
+        s = x.amax(axes, keepdim=True)
+        return s.float() if fp32 else s
+    s = x.mean(axes, keepdim=True, dtype=torch.float32 if fp32 else None)
+    return s if how == "mean" else 0.5 * s + 0.5 * x.amax(axes, keepdim=True)
+
+
+def autocast_runs(x: torch.Tensor) -> bool:
+    """Whether autocast is on for the device of ``x``; the meta device has none."""
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
