@@ -99,13 +99,21 @@ def tensors_in(output: Any) -> list[torch.Tensor]:
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Modes and buffers of all modules are afterwards what they were, whether a forward writes or replaces them."""
+    """Modes and buffers of all modules are afterwards what they were, whether a forward writes or replaces them.
+
+    What ``Module.compile()`` made is set aside meanwhile: the checks run the code itself.
+    """
     modes = [(module, module.training) for module in model.modules()]
     held = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    compiled = [(m, m._compiled_call_impl) for m in model.modules() if m._compiled_call_impl is not None]
+    for module, _ in compiled:
+        module._compiled_call_impl = None
     try:
         yield
     finally:
+        for module, call in compiled:
+            module._compiled_call_impl = call
         for own, buffers in held:
             own.clear()
             own.update(buffers)

@@ -59,13 +59,10 @@ def choose(
         if planned.status == "insert"
         for ratio, decision in alternatives(planned)
     ]
-    limits = {"params": budget.get("params"), "macs": budget.get("macs")}
-    bounds = {
-        "params": math.floor(limits["params"] * base.parameters) if limits["params"] else None,
-        "macs": math.floor(limits["macs"] * base.macs) if limits["macs"] else None,
-    }
-    taken = {choice.decision.site.id: choice for choice in _solve(choices, bounds["params"], bounds["macs"])}
-    text = " and ".join(f"{limits[k]:.3g} of {k} ({bounds[k]:,})" for k in bounds if bounds[k] is not None)
+    totals = {"params": base.parameters, "macs": base.macs}
+    bounds = {key: math.floor(budget[key] * total) for key, total in totals.items() if budget.get(key)}
+    taken = {choice.decision.site.id: choice for choice in _solve(choices, bounds.get("params"), bounds.get("macs"))}
+    text = " and ".join(f"{100 * budget[key]:g} % of {key} ({bound:,})" for key, bound in bounds.items())
     cheapest = {c.decision.site.id: c for c in sorted(choices, key=lambda c: -c.parameters)}
     chosen = []
     for decision in decisions:

@@ -31,6 +31,7 @@ def decide(
     """
     sites = tuple(sites)
     chosen = choose(rules.placement, sites)
+    sites = tuple(site for site in sites if site.id in chosen)
     selected = select(rules, [site for site in sites if chosen[site.id][0]])
     decisions = tuple(_decide(site, rules, chosen[site.id], selected.get(site.id), half) for site in sites)
     if budget is not None:
@@ -45,7 +46,8 @@ def decide(
 
         decisions = budget(decisions, alternatives)
     if not any(d.status == "insert" for d in decisions):
-        raise RulesError(_nothing(sites, rules, decisions))
+        offered = tuple(d for d in decisions if chosen[d.site.id][0])
+        raise RulesError(_nothing(sites, rules, offered or decisions))
     return _renamed(decisions)
 
 
@@ -118,8 +120,8 @@ def _impossible(site: Site, rules: Rules, block: str, init: str, half: bool) -> 
 def _nothing(sites: tuple[Site, ...], rules: Rules, decisions: tuple[Decision, ...]) -> str:
     if not sites:
         return (
-            f"no place for {' or '.join(rules.placement)} found in this model. `se-inject list placements` says what is "
-            "looked for; RepVGG and its like have `sum`, plain chains `conv`."
+            f"no place for {' or '.join(rules.placement)} found in this model. `se-inject list placements` says what "
+            "is looked for; RepVGG and its like have `sum`, plain chains `conv`."
         )
     patterns = [*rules.include, *(p for entry in rules.sites for p in entry.include)]
     unmatched = [p for p in patterns if all(included(Rules(include=(p,)), site) for site in sites)]

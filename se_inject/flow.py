@@ -2,12 +2,13 @@
 
 join: an addition of two or more tensors of the same shape; chained additions are one join. fork: the immediate
 dominator of the join, None when its operands come from different arguments. branch: what lies between the fork and
-one operand. A join is residual when one branch is deep (two layers in a row, or one and an activation) and another is
-a shortcut (no layer, or one linear projection) from the same value; branches of equal weight are a sum.
+one operand. A join is residual when one branch is deep (layers and an activation, or attention) and another is a
+shortcut (no layer, or linear ones) from the same value; branches of equal weight are a sum.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from torch import fx
@@ -21,7 +22,7 @@ class Branch:
 
     operand: fx.Node
     nodes: frozenset[fx.Node]
-    weight: int  # 0 no layer, 1 layers side by side and no activation, 2 deeper
+    weight: int  # 0 no layer, 1 linear (layers and no activation, or one projection), 2 deeper
 
     @property
     def direct(self) -> bool:
@@ -51,7 +52,7 @@ class Join:
     def shortcuts(self) -> tuple[Branch, ...]:
         return tuple(b for b in self.branches if b not in self.residual)
 
-    @property
+    @functools.cached_property
     def residual(self) -> tuple[Branch, ...]:
         """The deep branches, when there is a shortcut beside them; empty when the join is a mere sum."""
         deepest = max(b.weight for b in self.branches)
@@ -63,8 +64,8 @@ class Join:
             return ()  # two maps brought to one size (FPN)
         if self.parted:
             return ()  # other values, not a shortcut (Res2Net)
-        if deepest == 1 and not all(b.direct for b in rest):  # one layer beside a norm: RepVGG's parallel branches
-            return ()
+        if deepest == 1 and not (len(deep) == 1 and all(b.direct for b in rest)):
+            return ()  # RepVGG's parallel branches: layers side by side, or beside a norm
         if self.fork is None and not any(b.operand.meta.get("argument") for b in rest):
             return ()  # two maps from two places (FPN, HRNet), not a shortcut that is passed in (DLA)
         return deep
@@ -156,10 +157,21 @@ def _branch(operand: fx.Node, fork: fx.Node | None) -> Branch:
         nodes.add(node)
         todo.extend(data(node))
     layers = longest(sorted(nodes))  # nodes compare by their place in the graph
-    weight = layers if layers < 2 else 2
-    if layers == 1 and any(nonlinear(node) for node in nodes):
-        weight = 2
-    return Branch(operand, frozenset(nodes), weight)
+    linear = not any(nonlinear(node) for node in nodes) or (layers == 1 and _projects(operand, nodes))
+    return Branch(operand, frozenset(nodes), min(layers, 1) if linear else min(layers, 1) * 2)
+
+
+def _projects(operand: fx.Node, nodes: set[fx.Node]) -> bool:
+    """Whether the branch ends with a 1x1 convolution: an activation before it (DPN) makes it no less a projection."""
+    node = operand
+    while node in nodes:
+        for o in reversed(chain(node)):
+            if o.kind not in ("norm", "pass", "scale", "bias", "slice", "pad"):
+                return o.pointwise
+        if len(data(node)) != 1:
+            return False
+        node = data(node)[0]
+    return False
 
 
 def dominators(graph: fx.Graph) -> dict[fx.Node, fx.Node | None]:

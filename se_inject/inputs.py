@@ -68,6 +68,8 @@ def resolve(model: nn.Module, example: Any = None, *, seed: int = 0) -> Inputs:
     if isinstance(example, torch.Tensor):
         return Inputs((example,), {})
     if isinstance(example, dict):
+        if odd := [key for key in example if not isinstance(key, str)]:
+            raise TraceError(f"example_inputs: the keys of a dict are the names of arguments, found {odd[0]!r}.")
         return Inputs((), dict(example))
     if isinstance(example, list | tuple):
         if example and all(isinstance(n, int) and not isinstance(n, bool) for n in example):

@@ -6,6 +6,7 @@ import dis
 import functools
 from collections.abc import Collection
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from torch import fx
@@ -90,8 +91,7 @@ def _branches(cls: type) -> bool:
     for code in methods(cls):
         if "training" not in code.co_names:
             continue
-        steps = list(dis.get_instructions(code))
-        for step, following in zip(steps, steps[1:], strict=False):
+        for step, following in pairwise(dis.get_instructions(code)):
             if step.opname == "LOAD_ATTR" and step.argval == "training" and "JUMP" in following.opname:
                 return True
     return False

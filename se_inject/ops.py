@@ -68,6 +68,11 @@ SIGMOIDS = {"sigmoid", "hardsigmoid", "Sigmoid", "Hardsigmoid"}
 REDUCTIONS = {"mean", "sum", "amax", "max", "var", "std", "var_mean", "std_mean", "norm", "logsumexp"}
 # Norms over the last axes; all others have the channels on axis 1.
 LAST_AXES = {"LayerNorm", "layer_norm", "native_layer_norm", "RMSNorm", "rms_norm"}
+# What multiplies values with each other: attention has no activation, and is not linear.
+PRODUCTS = {
+    *("matmul", "bmm", "einsum", "baddbmm", "softmax", "Softmax", "scaled_dot_product_attention"),
+    *("multi_head_attention_forward", "MultiheadAttention", "TransformerEncoderLayer", "TransformerEncoder"),
+}
 # f(2x) = 2 f(x), exactly, for every x: what `absorb` may have between the doubled batch norm and the gate.
 HOMOGENEOUS = {"relu", "leaky_relu", "prelu", "ReLU", "LeakyReLU", "PReLU"}
 
@@ -285,11 +290,18 @@ def steps(node: fx.Node) -> tuple[tuple[Op, fx.Node], ...]:
         found = steps(current) + found
         gated = gate(current)
         if gated is None and len(data(current)) != 1:
-            return ((own, node),)
+            return ((_no_layer(node, call, own), node),)
         current = gated if gated is not None else data(current)[0]
     if current is None:
         return ((own, node),)
     return found or ((Op("pass", own.name, own.path), node),)
+
+
+def _no_layer(node: fx.Node, call: Call, own: Op) -> Op:
+    """A child with branches but no layer, which keeps the shape, is a norm or an activation written out by hand."""
+    sources = data(node)
+    keeps = own.kind == "block" and len(sources) == 1 and shape(sources[0]) == shape(node)
+    return Op("norm", own.name, own.path) if keeps and not longest(call.graph.nodes) else own
 
 
 def chain(node: fx.Node) -> list[Op]:
@@ -321,11 +333,11 @@ def longest(nodes: Iterable[fx.Node]) -> int:
 
 @per_node
 def nonlinear(node: fx.Node) -> bool:
-    """Whether an activation is applied somewhere in the node."""
+    """Whether an activation is applied somewhere in the node, or two values are multiplied (attention)."""
     for o, inner in steps(node):
-        if o.kind == "act":
+        if o.kind in ("act", "mul") or o.name in PRODUCTS:
             return True
-        call: Call | None = inner.meta.get("call") if o.kind == "block" else None
+        call: Call | None = inner.meta.get("call") if o.kind in ("block", "norm") else None
         if call is not None and any(nonlinear(n) for n in call.graph.nodes):
             return True
     return False
@@ -372,7 +384,9 @@ def channel_axis(node: fx.Node) -> int | None:
         return None
     if o.kind == "permute":
         return _permuted(node, channel_axis(sources[0]))
-    if o.kind in ("other", "reshape"):  # the axes may have moved, unless the shape is kept
+    if o.kind in ("reshape", "expand") and shape(node) != shape(sources[0]):
+        return _reshaped(node, sources[0])
+    if o.kind == "other":  # the axes may have moved, unless the shape is kept
         sources = tuple(n for n in sources if shape(n) == shape(node))
     # The latest first: of a sum that is the branch, whose layer is near, and not the way back through all shortcuts.
     for source in sorted(sources, key=lambda n: n.meta.get("order", 0), reverse=True):
@@ -381,11 +395,25 @@ def channel_axis(node: fx.Node) -> int | None:
     return None
 
 
+def settle_axis(node: fx.Node, axis: int) -> None:
+    """Remember the axis of a value for which ``channel_axis`` finds none."""
+    node.meta[f"{__name__}.channel_axis"] = axis
+
+
 def _normalised(node: fx.Node) -> int:
     """How many axes a layer norm takes together: more than the last one leave open which is that of the channels."""
     module = node.meta.get("module")
     dims = module.normalized_shape if module is not None else [*node.args[1:2], node.kwargs.get("normalized_shape")][0]
     return len(dims) if isinstance(dims, list | tuple) else 1
+
+
+def _reshaped(node: fx.Node, source: fx.Node) -> int | None:
+    """The axis of the channels after a view: as long as before, and behind as many elements."""
+    axis, old, new = channel_axis(source), shape(source), shape(node)
+    if axis is None:
+        return None
+    before = math.prod(old[:axis])
+    return next((i for i, n in enumerate(new) if n == old[axis] and math.prod(new[:i]) == before), None)
 
 
 def _permuted(node: fx.Node, axis: int | None) -> int | None:

@@ -16,6 +16,7 @@ from se_inject.trace import Call
 
 
 def standard(flow: Flow, call: Call) -> Iterator[Candidate]:
+    """End of the residual branch, before drop path, layer scale and the addition (SE-ResNet)."""
     for join in flow.joins[call]:
         for branch in join.residual:
             node = end(branch)
@@ -26,6 +27,8 @@ def standard(flow: Flow, call: Call) -> Iterator[Candidate]:
 
 
 def inner(flow: Flow, call: Call) -> Iterator[Candidate]:
+    """After the spatial convolution of a block, its norm and activation, before the 1x1 convolution that follows
+    (SE_3x3, MBConv, RegNetY)."""
     for node in call.graph.nodes:
         layer = _unit(node)
         if layer is None or not layer.spatial:
@@ -124,11 +127,9 @@ def pre(flow: Flow, call: Call) -> Iterator[Candidate]:
 def post(flow: Flow, call: Call) -> Iterator[Candidate]:
     """After the addition of a residual block and its activation (SE-POST)."""
     for join in flow.joins[call]:
-        node: fx.Node = join.node
         entering = channels(join.fork or join.shortcuts[0].operand)
-        while len(node.users) == 1 and _acts(user := next(iter(node.users))):
-            node = user
-        yield Candidate("post", call, node, entering, join, gated=gated(node) or gated_next(node))
+        place = _behind(join.node, _acts)
+        yield Candidate("post", call, place, entering, join, gated=gated(place) or gated_next(place))
 
 
 def identity(flow: Flow, call: Call) -> Iterator[Candidate]:
@@ -147,8 +148,8 @@ def conv(flow: Flow, call: Call) -> Iterator[Candidate]:
         return  # the whole call is one such unit: its caller sees it
     for node in call.graph.nodes:
         layer = _unit(node)
-        if layer is None or flow.branched(call, node):
-            continue
+        if layer is None or flow.branched(call, node) or area(node) == 1:
+            continue  # (a map of one position belongs to a squeeze, or to the classifier)
         place, current = node, node
         while len(current.users) == 1 and _tail(user := next(iter(current.users))):
             place, current = (place if passes(user) else user), user
@@ -171,16 +172,13 @@ def concat(flow: Flow, call: Call) -> Iterator[Candidate]:
 def _fused(call: Call, node: fx.Node) -> tuple[Call, fx.Node]:
     """Behind the 1x1 convolution that directly follows a concatenation, in the same forward or in its caller's."""
     where, value = call, node
-    while result(where) is value and where.parent is not None and where.node is not None:
-        where, value = where.parent, where.node
+    while result(where) is value and (outside := where.node) is not None and where.parent is not None:
+        where, value = where.parent, outside
     user = next(iter(value.users)) if len(value.users) == 1 else None
     layer = _unit(user) if user is not None else None
     if user is None or layer is None or not layer.pointwise or chain(user)[0].kind != "conv":
         return call, node
-    last: fx.Node = user
-    while len(last.users) == 1 and _tail(after := next(iter(last.users))):
-        last = after
-    return where, last
+    return where, _behind(user, _tail)
 
 
 def sums(flow: Flow, call: Call) -> Iterator[Candidate]:
@@ -188,7 +186,9 @@ def sums(flow: Flow, call: Call) -> Iterator[Candidate]:
     for join in flow.sums[call]:
         if any(branch.weight for branch in join.branches) and not _summed(flow, call, join.node):
             around = flow.around(call, join.node)
-            yield Candidate("sum", call, join.node, channels(join.fork or join.node), around, gated=gated_next(join.node))
+            yield Candidate(
+                "sum", call, join.node, channels(join.fork or join.node), around, gated=gated_next(join.node)
+            )
 
 
 def stage(flow: Flow, call: Call) -> Iterator[Candidate]:
@@ -214,6 +214,13 @@ def _summed(flow: Flow, call: Call, node: fx.Node) -> bool:
     while len(node.users) == 1 and (user := next(iter(node.users))).op.startswith("call") and passes(user):
         node = user
     return any(node is b.operand for join in (*flow.sums[call], *flow.joins[call]) for b in join.branches)
+
+
+def _behind(node: fx.Node, passes_on: Callable[[fx.Node], bool]) -> fx.Node:
+    """The last value of the chain of single users for which ``passes_on`` holds."""
+    while len(node.users) == 1 and passes_on(user := next(iter(node.users))):
+        node = user
+    return node
 
 
 def _acts(node: fx.Node) -> bool:

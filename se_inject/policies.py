@@ -14,12 +14,12 @@ def needed(placement: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def choose(placement: tuple[str, ...], sites: tuple[Site, ...]) -> Answers:
-    """The answer for every site: it is of an asked placement, or ``auto`` takes it."""
+    """The answer for every site that is looked at: of an asked placement, or what ``auto`` says of it."""
     answers = auto(sites) if "auto" in placement else {}
     for site in sites:
         if site.placement in placement:
             answers[site.id] = (f"placement {site.placement}", "")
-    return {site.id: answers.get(site.id, ("", f"placement {site.placement} is not asked for")) for site in sites}
+    return answers
 
 
 def auto(sites: tuple[Site, ...]) -> Answers:
@@ -55,11 +55,9 @@ def auto(sites: tuple[Site, ...]) -> Answers:
         elif site.placement == "concat":
             answers[site.id] = _concat(site, branches, inner.keys() | standard)
     blocks = [site for site in sites if site.placement != "conv" and answers[site.id][0] and not site.obstacle]
-    for site in sites:
-        if site.placement == "conv":
-            plain = ("convolution of a plain chain", "")
-            answers[site.id] = ("", "auto: the model has blocks, which take them") if blocks or gates or fused else plain
-    return answers
+    if blocks or gates or fused:
+        return answers
+    return answers | {site.id: ("convolution of a plain chain", "") for site in sites if site.placement == "conv"}
 
 
 def _inner(site: Site, taken: bool, residual: bool) -> tuple[str, str]:

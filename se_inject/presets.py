@@ -23,13 +23,19 @@ PRESETS: dict[str, Preset] = {
         {"placement": "standard", "ratio": 16}, "the end of every residual branch, C/16", f"{HU}, fig. 3"
     ),
     "se-resnet-3x3": Preset(
-        {"placement": "inner", "ratio": 16}, "after the 3x3 convolution of every bottleneck, C/16", f"{HU}, SE_3x3"
+        {"placement": "inner", "ratio": 16, "block": {"rd_divisor": 1}},
+        "after the 3x3 convolution of every bottleneck, C/16",
+        f"{HU}, SE_3x3",
     ),
     "se-vgg": Preset(
-        {"placement": "conv", "ratio": 16}, "after every convolution of a plain chain", f"{HU}, SE-VGG-16"
+        {"placement": "conv", "ratio": 16, "block": {"rd_divisor": 1}},
+        "after every convolution of a plain chain",
+        f"{HU}, SE-VGG-16",
     ),
     "se-inception": Preset(
-        {"placement": "concat", "ratio": 16}, "after the concatenation of every inception module", f"{HU}, fig. 2"
+        {"placement": "concat", "ratio": 16, "block": {"rd_divisor": 1}},
+        "after the concatenation of every inception module",
+        f"{HU}, fig. 2",
     ),
     "mobilenetv3": Preset(
         {
@@ -84,4 +90,4 @@ PRESETS: dict[str, Preset] = {
         "after the sum of parallel branches, before its activation",
         "Ding et al., RepVGG, arXiv 2101.03697 (the D2se models of its authors' code)",
     ),
-}  # fmt: skip
+}

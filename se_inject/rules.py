@@ -75,6 +75,8 @@ class Rules:
         """The block for a site: defaults of the placement, then the rules, then the entry that matched."""
         options = {**self.block, **_ratio(self, site)}
         if match is not None:
+            if match.block.get("name", options.get("name", "se")) != options.get("name", "se"):
+                options = _ratio(self, site)  # the options of another block
             options |= {**match.block, **_ratio(match, site)}
         if not {"rd_ratio", "rd_channels", "rd_base"} & set(options):
             options = {**defaults, **options}  # a width that the user gives is meant as it stands

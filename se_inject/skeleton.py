@@ -43,7 +43,10 @@ def tensors(model: nn.Module) -> Iterator[torch.Tensor]:
 
 def to_meta(tensor: torch.Tensor) -> torch.Tensor:
     """The same shape, strides, dtype and class (parameter or not), without data."""
-    meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    if str(tensor.layout).startswith("torch.sparse"):  # has no strides
+        meta = torch.empty_like(tensor, device="meta")
+    else:
+        meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(meta, requires_grad=tensor.requires_grad)
     return meta
@@ -62,7 +65,13 @@ def skeleton(model: nn.Module, keep: Callable[[torch.Tensor], torch.Tensor] = to
     memo: dict[int, Any] = {}
     for tensor in tensors(model):
         if id(tensor) not in memo:
-            memo[id(tensor)] = keep(tensor)
+            try:
+                memo[id(tensor)] = keep(tensor)
+            except (RuntimeError, NotImplementedError) as error:  # quantized tensors, for instance
+                raise TraceError(
+                    f"cannot copy {type(model).__name__} to look at it: it holds a tensor of {tensor.dtype} "
+                    f"({tensor.layout}), which has no weightless form. Give the float model."
+                ) from error
     for module in model.modules():
         for name in HOOKS:
             if name in module.__dict__:

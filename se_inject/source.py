@@ -143,6 +143,8 @@ def operand_of(node: ast.AST, operand: int | str, method: bool) -> ast.expr | No
     if isinstance(node, ast.BinOp) and operand in (0, 1):
         found = (node.left, node.right)[int(operand)]
     elif isinstance(node, ast.AugAssign) and operand in (0, 1):
+        if operand == 0 and ast.unparse(node.target) in {ast.unparse(n) for n in ast.walk(node.value)}:
+            raise ValueError(f"{ast.unparse(node)} reads {ast.unparse(node.target)} on its right side too")
         found = (node.target, node.value)[int(operand)]
     elif isinstance(node, ast.Call) and isinstance(operand, str):
         found = next((k.value for k in node.keywords if k.arg == operand), None)

@@ -750,7 +750,9 @@ class Truth:
         def name(site: str) -> str:
             return path + site if site.startswith(":") else f"{path}.{site}"
 
-        return Truth({name(s): c for s, c in self.sites.items()}, {name(s): n for s, n in self.nested.items()}, self.joins)
+        return Truth(
+            {name(s): c for s, c in self.sites.items()}, {name(s): n for s, n in self.nested.items()}, self.joins
+        )
 
 
 def truth(net: Net) -> Truth:

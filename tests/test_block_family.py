@@ -38,7 +38,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "ese": [{"gate": "sigmoid", "squeeze": "mean+max", "squeeze_fp32": True}],
     "eca": [{"gate": "tanh1", "squeeze": "max"}, {"kernel_size": 7, "squeeze_fp32": True}],
     "cbam": [{"spatial_kernel_size": 3, "mlp_bias": True, "gate": "tanh1"}],
-    "gc": [{"fuse": "add"}, {"fuse": "both", "act": "gelu"}, {"attn": False, "gate": "hardsigmoid"}],
+    "gc": [{"fusion": "add"}, {"fusion": "both", "act": "gelu"}, {"attn": False, "gate": "hardsigmoid"}],
     "stn": [{"depth": 2, "width": 4, "hidden": 16}],
 }
 # Parameters whose gradient is zero by the block's own arithmetic: softmax does not see an added constant, and a
@@ -77,7 +77,7 @@ def build(name: str, layout: str = "NCHW", init: str = "identity", **options: An
 
 def starts(name: str, options: dict[str, Any]) -> list[str]:
     """The starts that a block has with these options."""
-    halves = options.get("gate") != "tanh1" and options.get("fuse") != "add"
+    halves = options.get("gate") != "tanh1" and options.get("fusion") != "add"
     return [init for init in BLOCKS[name].inits if init != "absorb" or halves]
 
 
@@ -111,7 +111,9 @@ def test_starts(name: str, layout: str, options: dict[str, Any]) -> None:
                         assert torch.equal(y, x)
                     elif init == "absorb":
                         assert torch.equal(module(2 * x), x)
-                    elif name != "stn" and options.get("fuse") != "add":  # which start near the identity by themselves
+                    elif (
+                        name != "stn" and options.get("fusion") != "add"
+                    ):  # which start near the identity by themselves
                         assert not torch.equal(y, x)
 
 
@@ -199,8 +201,8 @@ def timm_pairs() -> dict[str, tuple[Any, nn.Module]]:
             build("cbam", init="paper", rd_channels=6, spatial_kernel_size=3, mlp_bias=True),
         ),
         "gc": (gc(C), build("gc", init="paper")),
-        "gc add": (gc(C, fuse_add=True, fuse_scale=False), build("gc", init="paper", fuse="add")),
-        "gc both": (gc(C, fuse_add=True), build("gc", init="paper", fuse="both")),
+        "gc add": (gc(C, fuse_add=True, fuse_scale=False), build("gc", init="paper", fusion="add")),
+        "gc both": (gc(C, fuse_add=True), build("gc", init="paper", fusion="both")),
         "gc mean": (gc(C, use_attn=False), build("gc", init="paper", attn=False)),
     }
 
@@ -328,8 +330,8 @@ def test_parameters_by_formula() -> None:
         assert count("eca", layout) == 3
         assert count("cbam", layout) == 2 * C * 2 + 2 * 7**d + 2
         mlp = 2 * C * 4 + 4 + C + 2 * 4
-        assert count("gc", layout) == count("gc", layout, fuse="add") == C + 1 + mlp
-        assert count("gc", layout, fuse="both") == C + 1 + 2 * mlp
+        assert count("gc", layout) == count("gc", layout, fusion="add") == C + 1 + mlp
+        assert count("gc", layout, fusion="both") == C + 1 + 2 * mlp
         assert count("gc", layout, attn=False) == mlp
     for layout, d in (("NCHW", 2), ("NCDHW", 3)):
         net = C * 8 * 3**d + 8 + 8 * 4**d * 32 + 32 + 32 * d * (d + 1) + d * (d + 1)
@@ -384,8 +386,8 @@ def test_scripts(name: str, layout: str, options: dict[str, Any]) -> None:
         ("eca", "identity", {"gamma": 0}, "gamma: 0 is not a number above 0"),
         ("cbam", "identity", {"spatial_kernel_size": 8}, "spatial_kernel_size: 8 is not an odd integer"),
         ("cbam", "identity", {"mlp_bias": "yes"}, "mlp_bias: 'yes' is not true or false"),
-        ("gc", "identity", {"fuse": "sum"}, "fuse: 'sum' is none of scale, add, both"),
-        ("gc", "absorb", {"fuse": "add"}, "fuse: add has no gate for absorb to halve"),
+        ("gc", "identity", {"fusion": "sum"}, "fusion: 'sum' is none of scale, add, both"),
+        ("gc", "absorb", {"fusion": "add"}, "fusion: add has no gate for absorb to halve"),
         ("gc", "identity", {"rd_channels": 2}, "rd_channels: 2 is too narrow"),
         ("stn", "identity", {"depth": True}, "depth: True is not an integer above 0"),
         ("stn", "identity", {"depth": 60}, "depth: 60 is not an integer above 0, at most 10"),
@@ -396,7 +398,7 @@ def test_values_out_of_range_are_refused(name: str, init: str, options: dict[str
         BLOCKS[name].resolve(site(), init, options)
 
 
-@pytest.mark.parametrize(("name", "wrong", "right"), [("eca", "kernelsize", "kernel_size"), ("gc", "fusion", "fuse")])
+@pytest.mark.parametrize(("name", "wrong", "right"), [("eca", "kernelsize", "kernel_size"), ("gc", "fuse", "fusion")])
 def test_unknown_options_name_the_closest(name: str, wrong: str, right: str) -> None:
     with pytest.raises(RulesError, match=f"{name} has no option '{wrong}'.*{right}"):
         se_inject.inject(Net(), (3, 8, 6), {"block": {"name": name, wrong: 1}})
@@ -519,6 +521,22 @@ def test_a_start_that_a_block_has_not_is_a_skip_with_its_reason() -> None:
 def test_a_layout_that_a_block_has_not_is_a_skip_with_its_reason() -> None:
     with pytest.raises(RulesError, match=r"layout NCL .* block stn takes NCHW, NCDHW"):
         se_inject.inject(Net("NCL"), (3, 12), {"placement": "standard", "block": "stn"})
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_second_run_finds_the_block(name: str) -> None:
+    rules = {"placement": "standard", "block": name}
+    once = se_inject.inject(Net().eval(), (3, 12, 8), rules).model
+    with pytest.raises(RulesError, match=r"already gated by block\.se"):
+        se_inject.plan(once, (3, 12, 8), rules)
+    twice = se_inject.inject(once, (3, 12, 8), {**rules, "again": True})
+    assert isinstance(twice.model.block.se_1, BLOCKS[name].module)
+
+
+def test_an_entry_with_another_block_does_not_get_the_options_of_the_first() -> None:
+    rules = {"block": {"name": "se", "gate": "hardsigmoid"}, "sites": [{"include": "*", "block": "eca"}]}
+    (decision,) = se_inject.plan(Net(), (3, 12, 8), {"placement": "standard", **rules}).insertions
+    assert decision.block == "eca" and decision.kwargs["gate"] == "sigmoid"
 
 
 # -- blocks of the user's own -----------------------------------------------------------------------------------------

@@ -125,7 +125,9 @@ WEIGHTS: list[tuple[int, tuple[nn.Module, ...]]] = [
     (1, (conv(8, 8), nn.BatchNorm2d(8))),
     (2, (unit(8, 8),)),
     (2, (conv(8, 8), nn.ReLU())),
-    (2, (conv(8, 8), conv(8, 8))),
+    (1, (conv(8, 8), conv(8, 8, 1))),  # GhostNet: linear, however many layers
+    (1, (nn.BatchNorm2d(8), nn.ReLU(), conv(8, 8, 1))),  # DPN: a projection of the activated value
+    (2, (nn.ReLU(), conv(8, 8))),
     (2, (body(8, 8), body(8, 8))),
 ]
 
@@ -262,6 +264,14 @@ def test_a_branch_of_nothing_has_no_end() -> None:
 # -- gated already --------------------------------------------------------------------------------------------------
 def squeeze(x: torch.Tensor, fc: nn.Module) -> torch.Tensor:
     return x * fc(x.mean((2, 3), keepdim=True)).sigmoid()
+
+
+def test_a_gated_branch_on_a_map_of_one_position_is_still_added() -> None:
+    def forward(x: torch.Tensor, f: nn.Module, fc: nn.Module) -> torch.Tensor:
+        return x + squeeze(f(x), fc)
+
+    (found,) = joins(graph(Fn(forward, body(8, 8), nn.Conv2d(8, 8, 1)), torch.zeros(2, 8, 1, 1)))
+    assert gated(found.residual[0].operand) == "already gated by mul"
 
 
 @pytest.mark.parametrize(

@@ -303,6 +303,19 @@ def test_gates(name: str) -> None:
     assert [n for n in found.nodes if gate(n) is not None] == [last(found)]
 
 
+@pytest.mark.parametrize("name", ["se", "se with linear layers", "eca", "cbam, channels"])
+def test_gates_on_a_map_of_one_position(name: str) -> None:
+    fn, _, *layers = GATES[name]
+    found = graph(lambda x, *ls: fn(x.abs(), *ls), *layers, at=(2, 8, 1, 1))
+    assert [n for n in found.nodes if gate(n) is not None] == [last(found)]
+
+
+@pytest.mark.parametrize("name", ["swish", "two maps added", "gated linear unit"])
+def test_no_gates_on_a_map_of_one_position(name: str) -> None:
+    fn, _, *layers = NO_GATES[name]
+    assert [n for n in graph(fn, *layers, at=(2, 8, 1, 1)).nodes if gate(n) is not None] == []
+
+
 @pytest.mark.parametrize("name", GATES)
 def test_a_gate_as_a_child_is_one_gate(name: str) -> None:
     fn, at, *layers = GATES[name]
@@ -356,6 +369,11 @@ def test_a_factor_made_from_another_value_is_no_gate() -> None:
 
 # -- the channel axis -----------------------------------------------------------------------------------------------
 
+
+def swish(x: torch.Tensor) -> torch.Tensor:
+    return x * x.sigmoid()
+
+
 AXES: dict[str, tuple[Any, ...]] = {
     "convolution": (1, lambda x, m: m(x), NCHW, conv(8, 8)),
     "1-d convolution": (1, lambda x, m: m(x), NLC, nn.Conv1d(8, 8, 1)),
@@ -389,10 +407,21 @@ AXES: dict[str, tuple[Any, ...]] = {
     "a reshape to another rank": (None, lambda x, m: m(x).view(2, 2, 4, 6, 6), NCHW, conv(8, 8)),
     "einsum that moves axes": (None, lambda x, m: torch.einsum("nchw->nhcw", m(x)), NCHW, conv(8, 8)),
     "a function that keeps the shape": (1, lambda x, m: m(x).roll(1, 2), NCHW, conv(8, 8)),
-    "a gate before the value": (3, lambda x, m: m(x).mean((1, 2), keepdim=True).sigmoid() * m(x), NHWC, nn.Linear(8, 8)),
+    "a gate before the value": (
+        3,
+        lambda x, m: m(x).mean((1, 2), keepdim=True).sigmoid() * m(x),
+        NHWC,
+        nn.Linear(8, 8),
+    ),
     "a subclass of a norm that moves axes": (1, lambda x, m: m(x), NCHW, torchvision.models.convnext.LayerNorm2d(8)),
-    "an own activation, channels last": (3, lambda x, m, a: a(m(x)), NHWC, nn.Linear(8, 8), Fn(lambda x: x * x.sigmoid())),
-    "an own activation, channels first": (1, lambda x, m, a: a(m(x)), NCHW, conv(8, 8), Fn(lambda x: x * x.sigmoid())),
+    "an own activation, channels last": (
+        3,
+        lambda x, m, a: a(m(x)),
+        NHWC,
+        nn.Linear(8, 8),
+        Fn(swish),
+    ),
+    "an own activation, channels first": (1, lambda x, m, a: a(m(x)), NCHW, conv(8, 8), Fn(swish)),
     "two children deep": (
         3,
         lambda x, m, a: a(m(x)),

@@ -1,4 +1,4 @@
-"""Rules: what is said about a wrong word, what YAML may not do, and which sites a pattern, a condition, an entry takes."""
+"""Rules: what is said about a wrong word, what YAML may not do, and which sites a pattern or an entry takes."""
 
 from __future__ import annotations
 

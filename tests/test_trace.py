@@ -1,4 +1,4 @@
-"""What a recorded forward holds: one graph for each call, every node with its source; and that recording leaves no mark."""
+"""What a recorded forward holds: a graph for each call, each node with its source; and that it leaves no mark."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Expressions(Net):
 
     # fmt: off
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        größe = self.conv(x); größe = größe.abs()  # zwölf Spalten weiter
+        größe = self.conv(x); größe = größe.abs()  # zwölf Spalten weiter  # noqa: E702
         y = F.relu(
             self.act(größe),
         )
@@ -115,7 +115,8 @@ class Helpers(Net):
         x = outside(x)
         x = self.double(x)
         x = self.static(x)
-        x = [self.conv(value) for value in (x,)][0]
+        values = [self.conv(value) for value in (x,)]
+        x = values[0]
         x = F.conv2d(x, self.scaled, padding=1)
         x = nn.ReLU()(x)
         return F.batch_norm(x, None, None, training=True)

@@ -79,7 +79,7 @@ class Extra(Residual):
     def forward(self, x):
         y = F.relu(self.bn1(self.conv1(x)))
         y = self.se(self.bn2(self.conv2(y)))
-        return F.relu(x + y) + 0
+        return F.relu(x + y) * 2
 
 
 class Again(Residual):

