@@ -44,7 +44,7 @@ class Flow:
         for node in sorted(nodes, key=lambda node: node.meta["order"]):
             channel_axis(node)
         for call in self.calls:
-            found = joins(call.graph)
+            found = [join for join in joins(call.graph) if is_map(join.node)]
             self.joins[call] = [join for join in found if join.residual]
             self.sums[call] = [join for join in found if not join.residual]
             self.concats[call] = concats(call.graph)
@@ -87,6 +87,12 @@ class Flow:
             if here.node is None or here.parent is None:
                 return False
             node, here = here.node, here.parent
+
+
+def is_map(node: fx.Node) -> bool:
+    """More than one channel and more than one position: else there is nothing to weigh, or nothing to squeeze. Values
+    without space are for the blocks to refuse."""
+    return len(shape(node)) < 3 or (channels(node) > 1 and area(node) > 1)
 
 
 def area(node: fx.Node) -> int:

@@ -7,6 +7,7 @@ the child whose output the place is (a loop hides the expression), and for a ``G
 from __future__ import annotations
 
 import ast
+import operator
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -90,7 +91,11 @@ def _source(
     index: Index, call: Call, node: fx.Node, base: str = CHILD, operand: int | str | None = None
 ) -> tuple[Carrier | None, str]:
     spot: Spot | None = node.meta.get("spot")
-    if spot is None or spot.code.co_filename.startswith(TORCH_DIR):
+    if spot is None and node.target is operator.getitem:
+        return None, f"it is one of several values that {node.args[0]} returns"
+    if spot is None:
+        return None, "Python kept no position of it in the source"
+    if spot.code.co_filename.startswith(TORCH_DIR):
         return None, f"{type(call.module).__name__} runs it in a loop of torch's own"
     if not spot.direct:
         return None, f"it is computed inside a function that {spot.cls.__name__}.{spot.method} calls"

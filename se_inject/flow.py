@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from se_inject.ops import chain, channel_axis, data, gate, longest, nonlinear, op, passes, per_node, shape
+from se_inject.ops import chain, channel_axis, data, gate, longest, nonlinear, op, passes, per_node, settle_axis, shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,20 @@ def joins(graph: fx.Graph) -> list[Join]:
         operands, parts = _flatten(node, inner)
         fork = above[node]
         found.append(Join(node, fork, tuple(_branch(operand, fork) for operand in operands), frozenset(parts)))
+        _settle(found[-1])
     return found
+
+
+def _settle(join: Join) -> None:
+    """What is added has one layout: where a reshape hides the axis of one operand (attention), the others tell."""
+    axis = next((a for a in (channel_axis(b.operand) for b in join.branches) if a is not None), None)
+    for branch in join.branches if axis is not None else ():
+        node = branch.operand
+        while channel_axis(node) is None and shape(node) == shape(join.node):
+            settle_axis(node, axis)
+            if not passes(node) or node not in branch.nodes:
+                break
+            node = data(node)[0]
 
 
 def concats(graph: fx.Graph) -> list[Join]:

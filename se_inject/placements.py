@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from torch import fx
 
-from se_inject.candidates import Candidate, Flow, area, channels
+from se_inject.candidates import Candidate, Flow, area, channels, is_map
 from se_inject.flow import Join, end, gated, gated_next
 from se_inject.ops import Op, chain, channel_axis, data, depth, gate, passes, result, shape
 from se_inject.trace import Call
@@ -34,7 +34,7 @@ def inner(flow: Flow, call: Call) -> Iterator[Candidate]:
         if layer is None or not layer.spatial:
             continue
         place, follower, gated_by = _follow(node)
-        if follower is None:
+        if follower is None or not is_map(place):
             continue
         join = flow.around(call, node)
         yield Candidate(
@@ -56,7 +56,7 @@ def _unit(node: fx.Node) -> Op | None:
         return None
     ops = chain(node)
     layers = [o for o in ops if o.kind == "conv"]
-    rest = {o.kind for o in ops} - {"conv", "norm", "act", "pass", "pad", "scale", "bias", "pool", "blur"}
+    rest = {o.kind for o in ops} - {"conv", "norm", "act", "pass", "pad", "scale", "bias", "pool", "blur", "permute"}
     return layers[0] if len(layers) == 1 and not rest else None
 
 
@@ -74,8 +74,9 @@ def _follow(node: fx.Node) -> tuple[fx.Node, Op | None, str]:
         if layer is not None:
             return place, (layer if layer.pointwise else None), gated_by
         kinds = {o.kind for o in chain(user)} if user.op != "output" else {"output"}
-        blurs = "blur" in kinds and kinds <= {"blur", "pad"}
-        if not blurs and not kinds <= {"norm", "act", "pass", "scale", "bias", "gate"}:
+        blurs = user.op != "output" and _blurs(chain(user))
+        permutes = {"permute"} if shape(user) == shape(current) else set()  # a norm of the last axis, there and back
+        if not blurs and not kinds <= {"norm", "act", "pass", "scale", "bias", "gate", *permutes}:
             break
         if "gate" in kinds:
             gated_by = f"already gated by {user.meta.get('path') or user.name}"
@@ -83,6 +84,12 @@ def _follow(node: fx.Node) -> tuple[fx.Node, Op | None, str]:
             place = user
         current = user
     return place, None, gated_by
+
+
+def _blurs(ops: list[Op]) -> bool:
+    """Anti-aliasing before a stride: a fixed filter, or an average."""
+    blurs = [o for o in ops if o.kind == "blur" or o.name in ("AvgPool2d", "avg_pool2d")]
+    return bool(blurs) and all(o.kind == "pad" or o in blurs for o in ops)
 
 
 def _gates(node: fx.Node) -> list[fx.Node]:
@@ -108,7 +115,7 @@ def _start(node: fx.Node) -> fx.Node | None:
         if len(sources) != 1 or sources[0].op == "placeholder":
             return None
         node = sources[0]
-        if not {o.kind for o in chain(node)} <= {"norm", "act", "pass", "scale", "bias"}:
+        if not {o.kind for o in chain(node)} <= {"norm", "act", "pass", "scale", "bias", "permute", "pool", "blur", "pad"}:
             return node
 
 

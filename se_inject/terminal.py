@@ -98,7 +98,9 @@ class Terminal:
                 self._print(Text(row[columns[0]]))
             return
         if len(columns) > 2:
-            for row in rows:
+            for i, row in enumerate(rows):
+                if i:
+                    self._print(Text())
                 self.table([{columns[0]: name, row[columns[0]]: row[name]} for name in columns[1:]])
             return
         table = Table(box=None, pad_edge=False)

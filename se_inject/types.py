@@ -61,8 +61,8 @@ class Site:
     order: int  # position in the order of execution
     block_channels: int  # channels that enter the block
     block: str  # id of the innermost residual block around it, or the owner's path
-    beside: str  # id of the concatenation that it is a branch of, if any
     calls: int  # how often one forward runs it
+    beside: str = ""  # id of the concatenation that it is a branch of, if any
     kernel: tuple[int, ...] = ()  # of the convolution before it
     depthwise: bool = False
     projects: bool = False  # the next 1x1 convolution has no more channels out than in

@@ -14,7 +14,7 @@ from tests.nets import Basic
 
 
 def site(name: str, channels: int, stage: int) -> Site:
-    return Site(name, "standard", name, "Block", channels, 1, (2, channels, 8, 8), stage, 0, channels, name, "", 1)
+    return Site(name, "standard", name, "Block", channels, 1, (2, channels, 8, 8), stage, 0, channels, name, 1)
 
 
 def choices(*sites: tuple[str, int, int]) -> tuple[Decision, ...]:

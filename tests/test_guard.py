@@ -119,7 +119,10 @@ def holding(child: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: torch.jit.script(nn.Linear(2, 2)), "RecursiveScriptModule holds a ScriptModule, which has no Python source"),
+        (
+            lambda: torch.jit.script(nn.Linear(2, 2)),
+            "RecursiveScriptModule holds a ScriptModule, which has no Python source",
+        ),
         (lambda: holding(torch.jit.script(nn.Linear(2, 2))), "Net holds a ScriptModule, .* at blocks.1"),
         (lambda: torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), "holds a ScriptModule"),
         (lambda: holding(Sharded()), "Net holds an FSDP module: inject first, then shard at blocks.1"),
@@ -132,7 +135,13 @@ def holding(child: nn.Module) -> nn.Module:
 )
 def test_refusals(make: Any, reason: str) -> None:
     model = make()
-    for entry in (unwrap, inject, lambda m: se_inject.plan(m, SIZE), se_inject.remove, lambda m: se_inject.cost(m, SIZE)):
+    for entry in (
+        unwrap,
+        inject,
+        lambda m: se_inject.plan(m, SIZE),
+        se_inject.remove,
+        lambda m: se_inject.cost(m, SIZE),
+    ):
         with pytest.raises(SEInjectError, match=reason):
             entry(model)
 

@@ -57,7 +57,7 @@ def rebuilt(model: nn.Module, result: Any = None) -> tuple[Any, str]:
 
 
 # -- where se_inject is not -------------------------------------------------------------------------------------------
-LIBRARY = '''
+LIBRARY = """
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -95,7 +95,7 @@ class Model(nn.Module):
 
     def forward(self, x):
         return self.fc(self.blocks(self.stem(x)).mean((2, 3)))
-'''
+"""
 
 CHILD = """
 import copy, importlib.util, os, pickle, sys
@@ -158,7 +158,12 @@ def own(tmp_path: Path) -> Iterator[Any]:
 def test_without_se_inject(own: Any, tmp_path: Path) -> None:
     """CHECKS O1, for a slot and a rewritten class of timm, for callees of torchvision, for a factory."""
     models: dict[str, tuple[nn.Module, str, Any, tuple[int, ...]]] = {
-        "timm": (timm.create_model("mobilenetv2_035", num_classes=7), "timm:mobilenetv2_035", {"num_classes": 7}, (3, 32, 32)),
+        "timm": (
+            timm.create_model("mobilenetv2_035", num_classes=7),
+            "timm:mobilenetv2_035",
+            {"num_classes": 7},
+            (3, 32, 32),
+        ),
         "torchvision": (
             torchvision.models.mobilenet_v2(width_mult=0.25, num_classes=7),
             "torchvision:mobilenet_v2",
@@ -202,7 +207,11 @@ def test_what_it_says(own: Any) -> None:
     assert text.count("SCALE * self.se(self.bn2(self.conv2(y)))") == 2
     assert text.count("super(Block, self).first(x)") == 2
     assert "import torch\n" in text and "from a_small_library import Block, " not in text
-    for line in ("from a_small_library import Block\n", "from a_small_library import Last\n", "from a_small_library import SCALE\n"):
+    for line in (
+        "from a_small_library import Block\n",
+        "from a_small_library import Last\n",
+        "from a_small_library import SCALE\n",
+    ):
         assert text.count(line) == 1
     assert "se_inject" not in text.replace("Made by se_inject", "")
 
@@ -330,7 +339,9 @@ def test_load_keeps_the_dtypes_of_the_file(kind: str, tmp_path: Path) -> None:
     assert all(torch.equal(v, state[k]) for k, v in again.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ['a" if __import__("os").mkdir("C") else "b', "a'b", "a\\", "läyer", "a\nb", "a b", "class", "\u202e"])
+@pytest.mark.parametrize(
+    "name", ['a" if __import__("os").mkdir("C") else "b', "a'b", "a\\", "läyer", "a\nb", "a b", "class", "\u202e"]
+)
 def test_names_of_modules_are_literals(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
@@ -395,8 +406,7 @@ class Counts(Layers):
 
 class LongSuper(Layers):
     def forward(self, x):
-        y = super(
-        ).first(x)
+        y = super().first(x)
         return F.relu(x + self.bn2(self.conv2(y)))
 
 

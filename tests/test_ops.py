@@ -208,8 +208,14 @@ def test_a_child_that_is_a_chain_is_looked_into() -> None:
 
 def test_a_child_with_branches_is_one_block() -> None:
     assert kinds(lambda x, m: m(x), Basic()) == ["block"]
-    assert kinds(lambda x, m: m(x), Fn(lambda x: x.abs() + x)) == ["block"]
+    assert kinds(lambda x, m: m(x), Fn(lambda x: x.mean() + x.flatten(2))) == ["block"]
     assert kinds(lambda x, m: m(x), nn.Sequential(unit(8, 8), Basic())) == ["conv", "norm", "act", "block"]
+
+
+def test_a_child_without_a_layer_that_keeps_the_shape_is_a_norm() -> None:
+    assert kinds(lambda x, m: m(x), Fn(lambda x: x / (x.var((1, 2, 3), keepdim=True) + 1e-5).sqrt())) == ["norm"]
+    assert kinds(lambda x, m: m(x), Fn(lambda x: x * F.relu6(x + 3) / 6)) == ["norm"]
+    assert kinds(lambda x, m: m(x), Fn(lambda x: (x * x.mean())[:, :4])) == ["block"]
 
 
 def test_depth_counts_layers_one_after_another() -> None:

@@ -182,7 +182,9 @@ def test_another_version_of_the_source_is_refused(library: Callable[[str], type[
     plan = se_inject.plan(net(library("")), SIZE, "standard")
     assert se_inject.apply(net(library("")), plan)
     other = net(library("  # now with a comment"))
-    with pytest.raises(PlanMismatchError, match="the source of Block.forward is not the one that the plan was made for"):
+    with pytest.raises(
+        PlanMismatchError, match="the source of Block.forward is not the one that the plan was made for"
+    ):
         se_inject.apply(other, plan, inplace=True)
     assert type(other.blocks[0]).__name__ == "Block"
 

@@ -291,8 +291,13 @@ def test_other_ranks() -> None:
 
 
 def test_an_unknown_axis_and_a_missing_batch_are_obstacles() -> None:
-    shuffled = Fn(lambda x, f: x + f(x).view(2, 2, 4, 8, 8).transpose(1, 2).reshape(2, 8, 8, 8), body(8, 8))
+    def shuffle(x: torch.Tensor) -> torch.Tensor:
+        return x.view(2, 2, 4, 8, 8).transpose(1, 2).reshape(2, 8, 8, 8)
+
+    shuffled = Fn(lambda x, f: shuffle(x) + shuffle(f(x)), body(8, 8))
     assert site(shuffled).obstacle == "the channel axis of shape [2, 8, 8, 8] is not known"
+    beside = Fn(lambda x, f: x + f(x).view(2, 2, 4, 8, 8).transpose(1, 2).reshape(2, 8, 8, 8), body(8, 8))
+    assert site(beside).axis == 1  # that of what it is added to
     single = Fn(lambda x, f: x + f(x), nn.Sequential(conv(8, 8), nn.ReLU()))
     assert site(single, torch.zeros(8, 6, 6)).obstacle == "the value of shape [8, 6, 6] has no batch axis"
 
@@ -591,6 +596,22 @@ def test_a_sequential_of_another_class_runs_what_is_appended_only_if_its_forward
     assert s.carrier is None
     assert s.obstacle.endswith("Doubles runs all its children, and would run a new one too")
     assert site(Loop(unit(8, 8), torchvision.ops.Conv2dNormActivation(8, 8))).carrier.kind == "append"
+
+
+class Several(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = body(8, 8)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.f(x), {"shape": x.shape}
+
+
+def test_one_of_several_values_of_a_child() -> None:
+    s = site(Fn(lambda x, child: x + F.relu(child(x)[0]), Several()))
+    assert s.obstacle == "it is computed inside a function that Fn.forward calls"
+    s = site(Fn(lambda x, child: x + child(x)[0], Several()))
+    assert (s.carrier, s.obstacle) == (None, "it is one of several values that layers_0 returns")
 
 
 def helper(x: torch.Tensor, f: nn.Module) -> torch.Tensor:

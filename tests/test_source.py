@@ -204,7 +204,15 @@ def test_a_function_of_the_module_as_method() -> None:
 @pytest.mark.parametrize("margin", ["  ", "\t", "        ", ""])
 def test_a_method_at_another_margin(margin: str) -> None:
     """Its strings keep their value, and a comment at the margin of the file does not hinder."""
-    lines = ["def forward(self, x):", "  y = '''one", "    two", "three'''", "", "# margin", "  return self.act(x) if y else x"]
+    lines = [
+        "def forward(self, x):",
+        "  y = '''one",
+        "    two",
+        "three'''",
+        "",
+        "# margin",
+        "  return self.act(x) if y else x",
+    ]
     text = "\n".join(line if i in (2, 3, 4, 5) else margin + line for i, line in enumerate(lines)) + "\n"
     moved = indented(edit(text, ("se", "self.act(x)")))
     assert moved.startswith("    def forward(self, x):\n")

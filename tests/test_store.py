@@ -41,7 +41,12 @@ def saved(model: nn.Module, out: Path, rules: Any = "standard", size: Any = SIZE
 
 # -- save, then load --------------------------------------------------------------------------------------------------
 ZOO: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], Any, tuple[int, ...]]] = {
-    "timm:resnet10t": (lambda: timm.create_model("resnet10t", num_classes=7), {"num_classes": 7}, "standard", (3, 64, 64)),
+    "timm:resnet10t": (
+        lambda: timm.create_model("resnet10t", num_classes=7),
+        {"num_classes": 7},
+        "standard",
+        (3, 64, 64),
+    ),
     "timm:mobilenetv2_035": (lambda: timm.create_model("mobilenetv2_035"), {}, "inner", (3, 64, 64)),
     # one of the 15 that cannot be built without data
     "torchvision:regnet_x_400mf": (lambda: torchvision.models.regnet_x_400mf(), {}, "standard", (3, 64, 64)),

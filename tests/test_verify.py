@@ -261,7 +261,10 @@ def test_against_the_baseline() -> None:
     again, plan = result.model, result.plan
     assert verify.against_baseline(again, result.inputs, plan).passed is True
     assert verify.against_baseline(again, None, plan).passed is None
-    assert verify.against_baseline(again, result.inputs, replace(plan, baseline=replace(plan.baseline, outputs=()))).passed is None
+    assert (
+        verify.against_baseline(again, result.inputs, replace(plan, baseline=replace(plan.baseline, outputs=()))).passed
+        is None
+    )
     with torch.no_grad():
         again.fc.bias.add_(1e-7)
     check = verify.against_baseline(again, result.inputs, plan)
@@ -406,7 +409,9 @@ def test_keys_that_are_not_as_planned(what: str, detail: str) -> None:
 def test_keys_under_absorb() -> None:
     case = Case(init="absorb")
     assert case.keys() == Check(
-        "keys", True, f"{len(case.reference.tensors) - 4} tensors identical, 4 of absorbed norms doubled, 8 new ones all planned"
+        "keys",
+        True,
+        f"{len(case.reference.tensors) - 4} tensors identical, 4 of absorbed norms doubled, 8 new ones all planned",
     )
     with torch.no_grad():
         case.result.blocks[0].bn2.weight.mul_(2)
