@@ -72,7 +72,7 @@ def test_channels_last_stays() -> None:
 
 
 def test_the_order_of_learning() -> None:
-    """With a zeroed last layer only that layer has a gradient at first; the input's gradient is that of the identity."""
+    """With a zeroed last layer only that layer has a gradient at first; the input's is that of the identity."""
     se = block(gain=2.0, zero_init=True)
     x = torch.randn(2, 8, 4, 4, requires_grad=True)
     se(x).square().sum().backward()

@@ -161,13 +161,13 @@ class ByName(Layers):
 
     def forward(self, x):
         assert isinstance(self, ByName)
-        return F.relu(x + self.bn2(self.conv2(super(ByName, self).first(x))))
+        return F.relu(x + self.bn2(self.conv2(super(ByName, self).first(x))))  # noqa: UP008
 
 
 def make_by_name() -> Any:
     class Local(Layers):
         def forward(self, x):
-            return F.relu(x + self.bn2(self.conv2(super(Local, self).first(x))))
+            return F.relu(x + self.bn2(self.conv2(super(Local, self).first(x))))  # noqa: UP008
 
     return Local
 
@@ -470,7 +470,7 @@ def test_a_later_swap_keeps_its_class_and_ours() -> None:
     assert torch.equal(model(image()), y)
     assert isinstance(block, ShardedModule) and isinstance(block, Residual)
     assert type(copy.deepcopy(block)) is type(block)  # not silently ours alone
-    with pytest.raises(SpliceError, match="blocks.0 is a Sharded, not the class that was generated"):
+    with pytest.raises(SpliceError, match=r"blocks\.0 is a Sharded, not the class that was generated"):
         se_inject.remove(model)
     block.__class__ = ours
     assert type(se_inject.remove(model).blocks[0]) is Residual
