@@ -50,6 +50,9 @@ class Injection:
             f"MACs +{_percent(before.macs, after.macs)}, {checks})"
         )
 
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
 
 def _percent(before: int, after: int) -> str:
     return f"{100 * (after - before) / before:.2f} %" if before else "n/a"
@@ -205,9 +208,9 @@ def realise(
             verify.require(checks)
     except BaseException:
         if inplace:
-            splice.remove(result, inplace=True)
+            splice.remove_last(result)
         raise
-    report = Report(made, before, after, sites, checks, versions=versions(), rewritten=rewritten(result))
+    report = Report(made, before, after, sites, checks, versions=versions(base), rewritten=rewritten(result))
     return Injection(result, made, report, inputs, base)
 
 
@@ -243,14 +246,15 @@ def rewritten(model: nn.Module) -> dict[str, str]:
     return sources
 
 
-def versions() -> dict[str, str]:
-    """Versions of what the result depends on."""
+def versions(model: nn.Module) -> dict[str, str]:
+    """Versions of what the result depends on: torch, and the libraries that the model's classes come from."""
     from se_inject import __version__
 
     found = {"se_inject": __version__, "python": ".".join(map(str, sys.version_info[:3])), "torch": torch.__version__}
-    for library in ("torchvision", "timm"):
-        if library in sys.modules:
-            found[library] = str(getattr(sys.modules[library], "__version__", "unknown"))
+    for library in sorted({type(module).__module__.partition(".")[0] for module in model.modules()} - set(found)):
+        version = getattr(sys.modules.get(library), "__version__", None)
+        if isinstance(version, str):
+            found[library] = version
     return found
 
 
@@ -293,7 +297,7 @@ def save(
     source: dict[str, Any] | None = None,
     inputs: Any = (),
 ) -> Report:
-    """Write ``model.safetensors``, ``plan.json``, ``modeling.py``, ``report.json`` and ``report.md`` to the folder.
+    """Write ``model.safetensors``, ``plan.json``, ``modeling.py`` and the reports (JSON, Markdown, HTML) to the folder.
 
     All or nothing: built beside ``out``, read back and compared, then renamed. ``source``: where the weights came
     from, for the report. ``inputs``: files that the output must not touch. Raises ``WriteError``, ``VerifyError``.

@@ -78,8 +78,9 @@ def assign(model: nn.Module, keys: Keys, allow_missing: Sequence[str] = (), *, w
     by_copy = bool(tied(model)) or not {id(t) for _, t in _named(model)}.isdisjoint(map(id, loose(model)))
     given = {name: _fitting(what, name, value, own.get(name)) for name, value in keys.tensors.items()}
     state: OrderedDict[str, Any] = OrderedDict(given if by_copy else _apart(given, own))
-    if keys.versions:
-        state._metadata = {k: dict(v) for k, v in keys.versions.items() if isinstance(v, dict)}  # type: ignore[attr-defined]
+    versions = keys.versions or (own._metadata if given.keys() == own.keys() else {})  # type: ignore[attr-defined]
+    if versions:  # those of the model, where all keys are its own: nothing is from an older version
+        state._metadata = {k: dict(v) for k, v in versions.items() if isinstance(v, dict)}  # type: ignore[attr-defined]
     _check_tied(model, state, what)
     if by_copy:
         for name, tensor in _named(model):

@@ -72,8 +72,8 @@ def shrink(model: nn.Module, inputs: Inputs, seed: int = 0) -> Inputs:
 def run(model: nn.Module, inputs: Inputs, training: bool, seed: int) -> Run:
     """One forward without gradients, in the given mode and from the given random state."""
     with preserved(model), forked_rng(seed), torch.no_grad():
-        model.train(training)
         try:
+            model.train(training)  # the module of an exported program has one mode
             output = model(*inputs.args, **inputs.kwargs)
         except Exception as error:  # foreign code may raise anything
             return Run([], {}, first_line(error))

@@ -24,6 +24,7 @@ class Candidate:
     depthwise: bool = False
     projects: bool = False
     gated: str = ""
+    holds: str = ""  # a gate elsewhere on the residual branch
     user: fx.Node | None = None  # the block stands between the value and this one user, not before all of them
     name: str = "se"  # of the new child
     group: Join | None = None  # the concatenation that it is, or is on a branch of

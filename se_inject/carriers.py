@@ -16,8 +16,8 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from se_inject.inputs import Inputs
-from se_inject.ops import HOMOGENEOUS, data, op, steps
-from se_inject.source import current_code, method_source, parse, position
+from se_inject.ops import HOMOGENEOUS, data, op, result, steps
+from se_inject.source import current_code, method_source, parse, position, taken
 from se_inject.trace import CONTAINERS, TORCH_DIR, Call, Names, Spot, Trace, methods, record
 from se_inject.types import Carrier, Position
 
@@ -92,7 +92,8 @@ def _source(
 ) -> tuple[Carrier | None, str]:
     spot: Spot | None = node.meta.get("spot")
     if spot is None and node.target is operator.getitem:
-        return None, f"it is one of several values that {node.args[0]} returns"
+        (several,) = node.all_input_nodes
+        return None, f"it is one of several values that {several.meta.get('path') or several.name} returns"
     if spot is None:
         return None, "Python kept no position of it in the source"
     if spot.code.co_filename.startswith(TORCH_DIR):
@@ -103,8 +104,8 @@ def _source(
         return None, f"{spot.cls.__name__}.{spot.method} runs the expression more than once in one forward (a loop)"
     if isinstance(call.module, CONTAINERS):
         return None, f"{type(call.module).__name__} runs all its children, and would run a new one too"
-    if "forward" in call.module.__dict__:
-        return None, f"forward is set on the instance of {type(call.module).__name__}"
+    if reason := _unfit(call.module):
+        return None, reason
     if current_code(type(call.module), spot.method) is not spot.code:
         return None, f"{spot.cls.__name__}.{spot.method} is overridden in {type(call.module).__name__}"
     try:
@@ -131,26 +132,64 @@ def _callee(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, st
     name = type(module).__name__
     if index.runs[path] != index.runs[call.path]:
         return None, f"{path} ({name}) is called {index.runs[path]} times in one forward, and not only here"
-    if "forward" in module.__dict__ or isinstance(module, fx.GraphModule):
-        return None, f"forward is set on the instance of {name}"
-    if type(module).forward is nn.Sequential.forward:
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        # Conversions (SyncBatchNorm, freezing, fusion) put another module in its place, and the block would be gone.
+        if result(call) is node and type(call.module).forward is nn.Sequential.forward:
+            return Carrier("append", call.path, free_name(index, call.module)), ""
+        return _taker(index, call, node)
+    if type(module).forward is nn.Sequential.forward and "forward" not in module.__dict__:
         return Carrier("append", path, free_name(index, module)), ""
+    if reason := _unfit(module):
+        return None, reason
     if isinstance(module, CONTAINERS):
         return None, f"{name} runs all its children, and would run a new one too"
     return Carrier("callee", path, free_name(index, module)), ""
+
+
+def _taker(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, str]:
+    """The next child gates what it takes, when it is the only one that does."""
+    path, name = node.meta["path"], type(node.meta["module"]).__name__
+    reason = f"{path} is a {name}, which conversions replace, and the block with it"
+    user = next(iter(node.users)) if len(node.users) == 1 else None
+    if user is None or user.op != "call_module" or user.args[:1] != (node,) or isinstance(call.module, fx.GraphModule):
+        return None, reason
+    module, taker = user.meta["module"], user.meta["path"]
+    if index.runs[taker] != index.runs[call.path] or isinstance(module, CONTAINERS) or _unfit(module):
+        return None, reason
+    code = current_code(type(module), "forward")
+    try:
+        text, _ = method_source(code) if code is not None else ("", "")
+        taken(parse(text), text)
+    except ValueError:
+        return None, reason
+    return Carrier("taker", taker, free_name(index, module)), ""
+
+
+def _unfit(module: nn.Module) -> str:
+    """Why a module cannot become an instance of a generated class."""
+    name = type(module).__name__
+    if "forward" in module.__dict__ or isinstance(module, fx.GraphModule):
+        return f"forward is set on the instance of {name}"
+    if parametrize.is_parametrized(module):
+        return f"{name} is parametrized: its class is torch's own until the parametrization is removed"
+    return ""
 
 
 def free_name(index: Index, module: nn.Module, base: str = CHILD) -> str:
     """``se``, or ``se_1`` and so on when the module has such an attribute, or another site of it that name; a ``None``
     that nothing reads may go."""
     name, n, taken = base, 0, index.taken.setdefault(id(module), set())
-    while name in taken or (
-        hasattr(module, name) and not (getattr(module, name) is None and name not in _read(type(module)))
-    ):
+    while name in taken or (hasattr(module, name) and not _spare(module, name)):
         n += 1
         name = f"{base}_{n}"
     taken.add(name)
     return name
+
+
+def _spare(module: nn.Module, name: str) -> bool:
+    """An attribute of the instance that is ``None`` and that no method reads."""
+    own = name in module.__dict__ or name in module._modules
+    return own and getattr(module, name) is None and name not in _read(type(module))
 
 
 def _read(cls: type) -> set[str]:

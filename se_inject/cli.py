@@ -173,9 +173,17 @@ def convert(model: str, output: Path, force: bool, check: bool, as_json: bool, q
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the plan to this file.")
 @click.option("--force", is_flag=True, help="Replace an earlier plan.")
 @click.option("--all", "show_all", is_flag=True, help="List every skip, not only their number by reason.")
+@click.option("--explain", metavar="PATH", help="Show what was seen in one module, and each decision there.")
 @output_options
 def plan(
-    model: str, output: Path | None, force: bool, show_all: bool, as_json: bool, quiet: bool, **given: Any
+    model: str,
+    output: Path | None,
+    force: bool,
+    show_all: bool,
+    explain: str | None,
+    as_json: bool,
+    quiet: bool,
+    **given: Any,
 ) -> None:
     """Show where blocks would go in MODEL, and why; nothing is changed and no weights are needed.
 
@@ -184,10 +192,22 @@ def plan(
       se-inject plan timm:resnet50
       se-inject plan torchvision:efficientnet_b0 --placement standard --all
       se-inject plan timm:regnety_002 -o plan.json
+      se-inject plan timm:resnet50 --explain layer1.0
     """
     from se_inject import workflow
     from se_inject.terminal import Terminal
 
+    if explain is not None:
+        if output is not None:
+            raise click.UsageError("--explain shows one module; leave out -o, or make the plan in a run of its own.")
+        with Terminal(quiet=quiet, results=not as_json) as screen:
+            seen = workflow.explain(model, given, explain, screen=screen)
+            screen.explanation(seen)
+        if as_json:
+            from se_inject.types import to_dict
+
+            click.echo(json.dumps(to_dict(seen), indent=1))
+        return
     with Terminal(quiet=quiet, results=not as_json) as screen:
         made = workflow.plan(model, given, output, force=force, screen=screen)
         screen.plan(made, show_all=show_all)
@@ -249,20 +269,29 @@ def remove(
 
 @main.command(short_help="Show the report of an output folder.", context_settings=CONTEXT)
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--format", "kind", type=click.Choice(["terminal", "md", "json"]), default="terminal", show_default=True)
+@click.option(
+    "--format", "kind", type=click.Choice(["terminal", "md", "json", "html"]), default="terminal", show_default=True
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write it to this file; not for the terminal.")
+@click.option("--force", is_flag=True, help="Replace an earlier file.")
 @click.option("--all", "show_all", is_flag=True, help="List every skip, not only their number by reason.")
-def report(folder: Path, kind: str, show_all: bool) -> None:
+def report(folder: Path, kind: str, output: Path | None, force: bool, show_all: bool) -> None:
     """Show the report of an output FOLDER.
 
     \b
     Examples:
       se-inject report out
       se-inject report out --format md
+      se-inject report out --format html -o report.html
     """
     from se_inject import workflow
     from se_inject.terminal import Terminal
 
-    if kind == "terminal":
+    if output is not None:
+        if kind == "terminal":
+            raise click.UsageError("-o goes with --format md, json or html.")
+        workflow.write_report(folder, kind, output, force=force)
+    elif kind == "terminal":
         with Terminal() as screen:
             screen.report(workflow.read_report(folder), None, show_all=show_all)
     else:

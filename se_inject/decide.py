@@ -12,7 +12,7 @@ from se_inject.budget import RATIOS
 from se_inject.errors import RulesError, closest
 from se_inject.policies import choose
 from se_inject.rules import Rules
-from se_inject.select import Answer, included, select
+from se_inject.select import Answer, included, refusal, select
 from se_inject.types import Decision, Site
 
 # `inner` under `auto`: a quarter of the block's input channels, the convention of MBConv and RegNetY.
@@ -45,6 +45,8 @@ def decide(
             return list(found.values()) or [(0.0, planned)]
 
         decisions = budget(decisions, alternatives)
+    if unmatched := _unmatched(sites, rules):
+        raise RulesError(unmatched)
     if not any(d.status == "insert" for d in decisions):
         offered = tuple(d for d in decisions if chosen[d.site.id][0])
         raise RulesError(_nothing(sites, rules, offered or decisions))
@@ -92,7 +94,7 @@ def _decide(site: Site, rules: Rules, chosen: tuple[str, str], selected: Answer 
         raise RulesError(f"block {spec.name} at {site.id}: {error}.") from error
     if reason := block.refusal(site, init, kwargs):
         return Decision(site, "skip", reason)
-    return Decision(site, "insert", why, spec.name, init, kwargs)
+    return Decision(site, "insert", f"{why} ({site.note})" if site.note else why, spec.name, init, kwargs)
 
 
 def _known(options: dict[str, Any], block: Block) -> dict[str, Any]:
@@ -117,17 +119,24 @@ def _impossible(site: Site, rules: Rules, block: str, init: str, half: bool) -> 
     return ""
 
 
+def _unmatched(sites: tuple[Site, ...], rules: Rules) -> str:
+    """What the user named that is nowhere: an include, or an entry that no site meets. Never passed over in silence."""
+    for pattern in (*rules.include, *(p for entry in rules.sites for p in entry.include)):
+        if sites and all(included(Rules(include=(pattern,)), site) for site in sites):
+            near = closest(pattern.removeprefix("re:"), {site.owner for site in sites})
+            return f"include {pattern!r} matches none of the {len(sites)} sites.{near}"
+    for i, entry in enumerate(rules.sites):
+        if sites and not entry.exclude and all(refusal(entry, site) for site in sites):
+            return f"sites[{i}] matches none of the {len(sites)} sites: {refusal(entry, sites[0])}."
+    return ""
+
+
 def _nothing(sites: tuple[Site, ...], rules: Rules, decisions: tuple[Decision, ...]) -> str:
     if not sites:
         return (
             f"no place for {' or '.join(rules.placement)} found in this model. `se-inject list placements` says what "
             "is looked for; RepVGG and its like have `sum`, plain chains `conv`."
         )
-    patterns = [*rules.include, *(p for entry in rules.sites for p in entry.include)]
-    unmatched = [p for p in patterns if all(included(Rules(include=(p,)), site) for site in sites)]
-    if unmatched:
-        near = closest(unmatched[0].removeprefix("re:"), {site.owner for site in sites})
-        return f"include {unmatched[0]!r} matches none of the {len(sites)} sites.{near}"
     reasons: dict[str, int] = {}
     for decision in decisions:
         reasons[decision.reason] = reasons.get(decision.reason, 0) + 1

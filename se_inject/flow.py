@@ -2,8 +2,8 @@
 
 join: an addition of two or more tensors of the same shape; chained additions are one join. fork: the immediate
 dominator of the join, None when its operands come from different arguments. branch: what lies between the fork and
-one operand. A join is residual when one branch is deep (layers and an activation, or attention) and another is a
-shortcut (no layer, or linear ones) from the same value; branches of equal weight are a sum.
+one operand. A join is residual when one branch is deep (two layers in a row, or one and an activation) and another is
+a shortcut (no layer, one linear layer, or a projection) from the same value; branches of equal weight are a sum.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Branch:
 
     operand: fx.Node
     nodes: frozenset[fx.Node]
-    weight: int  # 0 no layer, 1 linear (layers and no activation, or one projection), 2 deeper
+    weight: int  # 0 no layer, 1 layers side by side and no activation, or a projection, 2 deeper
 
     @property
     def direct(self) -> bool:
@@ -92,7 +92,9 @@ def joins(graph: fx.Graph) -> list[Join]:
 def _settle(join: Join) -> None:
     """What is added has one layout: where a reshape hides the axis of one operand (attention), the others tell."""
     axis = next((a for a in (channel_axis(b.operand) for b in join.branches) if a is not None), None)
-    for branch in join.branches if axis is not None else ():
+    if axis is None:
+        return
+    for branch in join.branches:
         node = branch.operand
         while channel_axis(node) is None and shape(node) == shape(join.node):
             settle_axis(node, axis)
@@ -170,12 +172,18 @@ def _branch(operand: fx.Node, fork: fx.Node | None) -> Branch:
         nodes.add(node)
         todo.extend(data(node))
     layers = longest(sorted(nodes))  # nodes compare by their place in the graph
-    linear = not any(nonlinear(node) for node in nodes) or (layers == 1 and _projects(operand, nodes))
-    return Branch(operand, frozenset(nodes), min(layers, 1) if linear else min(layers, 1) * 2)
+    weight = min(layers, 2)
+    active = any(nonlinear(node) for node in nodes)
+    if layers == 1 and active:
+        weight = 2
+    if weight == 2 and (layers == 1 or not active) and _projects(operand, nodes):
+        weight = 1
+    return Branch(operand, frozenset(nodes), weight)
 
 
 def _projects(operand: fx.Node, nodes: set[fx.Node]) -> bool:
-    """Whether the branch ends with a 1x1 convolution: an activation before it (DPN) makes it no less a projection."""
+    """Whether the branch ends with a 1x1 convolution: a depthwise one (GhostNet) or an activation (DPN) before it make
+    it no less a projection."""
     node = operand
     while node in nodes:
         for o in reversed(chain(node)):

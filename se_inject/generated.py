@@ -92,7 +92,7 @@ def aliases(base: type, method: str) -> list[str]:
 
 def wrapping(base: type, edits: tuple[Edit, ...]) -> list[str]:
     """The children's names, when forward must be wrapped from outside because its source cannot be rewritten."""
-    wrapped = [edit.name for edit in edits if edit.position is None and is_name(edit.name)]
+    wrapped = [edit.name for edit in edits if edit.position is None and not edit.argument and is_name(edit.name)]
     if not wrapped:
         return []
     code = current_code(base, "forward")

@@ -18,7 +18,7 @@ from torch import nn
 from se_inject.blocks import BLOCKS, find_block
 from se_inject.portable import Header, NoSource, bind_class, bind_globals, block_code, class_code
 from se_inject.source import Edit
-from se_inject.types import Decision, Plan
+from se_inject.types import REWRITTEN, Decision, Plan
 
 HEADER = '''"""{title}
 
@@ -67,7 +67,10 @@ def load(path=None, **options):
     for key, tensor in model.state_dict(keep_vars=True).items():
         if key in state and tensor.dtype != state[key].dtype:
             tensor.data = tensor.data.to(state[key].dtype)
-    model.load_state_dict(state)
+    versioned = model.state_dict()  # keeps the versions of its modules, which some ask for
+    versioned.clear()
+    versioned.update(state)
+    model.load_state_dict(versioned)
     return model.eval()
 '''
 
@@ -83,8 +86,11 @@ def render(base: nn.Module, plan: Plan) -> str:
         assert carrier is not None
         if carrier.kind == "graph":
             raise NoSource("the model is a GraphModule: its code is its graph, which no library holds")
-        if carrier.kind in ("source", "callee"):
-            edits[carrier.path] = (*edits.get(carrier.path, ()), Edit(carrier.name, carrier.position))
+        if carrier.kind in REWRITTEN:
+            edits[carrier.path] = (
+                *edits.get(carrier.path, ()),
+                Edit(carrier.name, carrier.position, carrier.kind == "taker"),
+            )
     header = Header()
     used = sorted({d.block for d in plan.insertions})
     blocks = block_code([BLOCKS[name].module for name in used if name in BLOCKS], header)

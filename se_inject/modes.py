@@ -45,7 +45,7 @@ def train_only(trace: Trace, found: Found, placements: Collection[str] = AUTO) -
             if site.owner == call.path and not _of(site, again) & in_eval:
                 name = site.id if all(site.id != s.id for s in found.sites) else f"{site.id}_train"
                 extra.setdefault(name, replace(site, id=name, obstacle="it runs in train mode only"))
-    sites = [replace(site, note=notes.get(site.id, "")) for site in found.sites]
+    sites = [replace(site, note=notes.get(site.id, site.note)) for site in found.sites]
     return Found((*sites, *extra.values()), found.places)
 
 

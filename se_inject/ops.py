@@ -248,7 +248,10 @@ def _pooled(factor: fx.Node, value: fx.Node) -> bool:
     wide = [axis for axis, n in enumerate(small) if axis > 0 and n > 1]
     if len(small) >= 2 and len(wide) <= 1 and (len(small) != len(large) or channel_axis(value) in (None, *wide)):
         channels = max(small[1:])
-        return channels > 1 and channels in large[1:]
+        paths = {large[1] * large[2]} if len(large) == 5 else set()  # (N, paths, C, H, W): one for each path's channel
+        return channels > 1 and channels in {*large[1:], *paths}
+    if len(small) == len(large) == 5 and all(a in (b, 1) for a, b in zip(small, large, strict=True)):
+        return small[3:] == (1, 1) and small[2] > 1
     spatial = len(small) == len(large) and small[1] == 1 and large[1] > 1 and bool(wide)
     return spatial and any(o.name in SIGMOIDS for o in chain(factor))
 
@@ -351,6 +354,18 @@ def reduces(node: fx.Node) -> bool:
         if o.kind == "pool" or o.name in REDUCTIONS or (call is not None and any(map(reduces, call.graph.nodes))):
             return True
     return False
+
+
+@per_node
+def holds_gate(node: fx.Node) -> str:
+    """The path (or name) of a gate in the node, at any depth; empty when there is none."""
+    for o, inner in steps(node):
+        call: Call | None = inner.meta.get("call") if o.kind == "block" else None
+        if o.kind == "gate":
+            return inner.meta.get("path") or node.meta.get("path") or inner.name
+        if call is not None and (found := next(filter(None, map(holds_gate, call.graph.nodes)), "")):
+            return found
+    return ""
 
 
 def passes(node: fx.Node) -> bool:

@@ -11,7 +11,7 @@ from torch import fx
 
 from se_inject.candidates import Candidate, Flow, area, channels, is_map
 from se_inject.flow import Join, end, gated, gated_next
-from se_inject.ops import Op, chain, channel_axis, data, depth, gate, passes, result, shape
+from se_inject.ops import Op, chain, channel_axis, data, depth, gate, holds_gate, passes, result, shape
 from se_inject.trace import Call
 
 
@@ -23,7 +23,8 @@ def standard(flow: Flow, call: Call) -> Iterator[Candidate]:
             if node is None:
                 continue
             entering = channels(join.fork) if join.fork is not None else channels(join.shortcuts[0].operand)
-            yield Candidate("standard", call, node, entering, join, gated=gated(branch.operand))
+            holds = next((f"already gated by {place}" for n in sorted(branch.nodes) if (place := holds_gate(n))), "")
+            yield Candidate("standard", call, node, entering, join, gated=gated(branch.operand), holds=holds)
 
 
 def inner(flow: Flow, call: Call) -> Iterator[Candidate]:
@@ -115,7 +116,17 @@ def _start(node: fx.Node) -> fx.Node | None:
         if len(sources) != 1 or sources[0].op == "placeholder":
             return None
         node = sources[0]
-        if not {o.kind for o in chain(node)} <= {"norm", "act", "pass", "scale", "bias", "permute", "pool", "blur", "pad"}:
+        if not {o.kind for o in chain(node)} <= {
+            "norm",
+            "act",
+            "pass",
+            "scale",
+            "bias",
+            "permute",
+            "pool",
+            "blur",
+            "pad",
+        }:
             return node
 
 

@@ -35,8 +35,8 @@ def auto(sites: tuple[Site, ...]) -> Answers:
     # What holds a gate already: the block, or the concatenation that it is a branch of.
     gates: dict[str, str] = {}
     for site in sites:
-        if site.gated and site.placement in ("inner", "standard"):
-            gates.setdefault(site.block, site.gated)
+        if (site.gated or site.holds) and site.placement in ("inner", "standard"):
+            gates.setdefault(site.block, site.gated or site.holds)
     standard = {
         site.id
         for site in sites
@@ -53,7 +53,7 @@ def auto(sites: tuple[Site, ...]) -> Answers:
         elif site.placement == "standard":
             answers[site.id] = _standard(site, by_inner, gates)
         elif site.placement == "concat":
-            answers[site.id] = _concat(site, branches, inner.keys() | standard)
+            answers[site.id] = _concat(site, branches, inner.keys() | standard, gates)
     blocks = [site for site in sites if site.placement != "conv" and answers[site.id][0] and not site.obstacle]
     if blocks or gates or fused:
         return answers
@@ -78,9 +78,11 @@ def _standard(site: Site, by_inner: set[str], gates: dict[str, str]) -> tuple[st
     return "residual block", ""
 
 
-def _concat(site: Site, branches: set[str], taken: set[str]) -> tuple[str, str]:
+def _concat(site: Site, branches: set[str], taken: set[str], gates: dict[str, str]) -> tuple[str, str]:
     if site.id in branches:
         return "", "auto: its branches hold blocks of their own"
+    if site.block in gates:
+        return "", gates[site.block]
     if site.block in taken:
         return "", "auto: the residual block around it takes standard"
     return "concatenated branches", ""

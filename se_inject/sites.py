@@ -15,8 +15,9 @@ from se_inject.flow import Join
 from se_inject.ops import channel_axis, shape
 from se_inject.placements import PLACEMENTS
 from se_inject.policies import AUTO
+from se_inject.source import detour
 from se_inject.trace import Call, Trace
-from se_inject.types import Site
+from se_inject.types import Carrier, Site
 
 BLOCKS = ("standard", "inner", "concat")  # placements that say where the model's blocks are
 
@@ -122,11 +123,21 @@ def _site(index: Index, group: list[Candidate], nested: dict[Join, int], stage: 
         projects=first.projects,
         nested=nested.get(first.around, 0) if first.around is not None and first.placement == "standard" else 0,
         gated=next((c.gated for c in group if c.gated), ""),
+        holds=next((c.holds for c in group if c.holds), ""),
         carrier=found,
         obstacle=obstacle or ("" if found else reason),
+        note=_other_path(maker, found),
         absorb=norm,
         absorb_obstacle=absorb_obstacle,
     )
+
+
+def _other_path(maker: fx.Node, found: Carrier | None) -> str:
+    spot = maker.meta.get("spot")
+    if spot is None or found is None or found.kind != "source":
+        return ""
+    line = detour(spot)
+    return f"on one path of {spot.method}: the condition in its line {line} can take another" if line else ""
 
 
 def _named(pairs: list[tuple[Site, Candidate]]) -> Iterator[Site]:
@@ -137,8 +148,8 @@ def _named(pairs: list[tuple[Site, Candidate]]) -> Iterator[Site]:
     named: list[tuple[Site, Candidate]] = []
     for site, candidate in pairs:
         place = site.owner
-        if site.carrier is not None and site.carrier.kind in ("callee", "append"):
-            place = site.carrier.path
+        if site.carrier is not None and site.carrier.kind in ("callee", "append", "taker"):
+            place = candidate.node.meta["path"]
         elif site.carrier is not None and site.carrier.kind == "graph":
             place = f"{site.carrier.path}.{site.carrier.name}".strip(".").rpartition(".")[0]
         name = f"{place}:{site.placement}"

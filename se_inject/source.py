@@ -20,10 +20,12 @@ from se_inject.types import Position
 
 @dataclass(frozen=True)
 class Edit:
-    """One call to insert: around the expression at ``position``, or around every returned value of ``forward``."""
+    """One call to insert: around the expression at ``position``; without one around every returned value of
+    ``forward``, or, when ``argument``, around its first argument."""
 
     name: str  # of the child that is called
     position: Position | None = None
+    argument: bool = False
 
 
 def current_code(cls: type, method: str) -> CodeType | None:
@@ -137,6 +139,26 @@ def _at(function: ast.FunctionDef, span: tuple[int, int, int, int]) -> ast.expr 
     return called
 
 
+@functools.lru_cache(maxsize=1024)
+def detour(spot: Spot) -> int:
+    """Line of the condition (from the method's first, 1) that can make the method pass by the expression; 0 if none.
+
+    The example took the path with the expression; a flag that changes later (a fused convolution) takes another.
+    """
+    text, _ = method_source(spot.code)
+    function, first = parse(text), spot.code.co_firstlineno - 2
+    line, end = spot.span[0] - first, spot.span[1] - first
+    for node in ast.walk(function):
+        if not isinstance(node, ast.If | ast.IfExp | ast.Match | ast.Try):
+            continue
+        inside = node.lineno <= line and end <= (node.end_lineno or line)
+        in_test = isinstance(node, ast.If | ast.IfExp) and node.test.lineno <= line <= (node.test.end_lineno or line)
+        leaves = (node.end_lineno or line) < line and any(isinstance(n, ast.Return) for n in ast.walk(node))
+        if leaves or (inside and not in_test):
+            return node.lineno - 1
+    return 0
+
+
 def operand_of(node: ast.AST, operand: int | str, method: bool) -> ast.expr | None:
     """The operand of an operator, an augmented assignment, or a call; None when it is not written out there."""
     found: Any = None
@@ -188,6 +210,10 @@ def rewrite(text: str, edits: tuple[Edit, ...]) -> str:
     for rank, edit in enumerate(edits):
         if not is_name(edit.name):  # it comes from a file: nothing but a name may get into the code
             raise ValueError(f"{edit.name!r} is not a name")
+        if edit.argument:
+            name, offset, indent = taken(function, text)
+            inserts.append((starts[offset], 1, 0, rank, f"{indent}{name} = {owner}.{edit.name}({name})\n".encode()))
+            continue
         if edit.position is None:
             values = returned(function)
             if not values:
@@ -215,6 +241,20 @@ def rewrite(text: str, edits: tuple[Edit, ...]) -> str:
     for offset, *_, piece in sorted(inserts, reverse=True):
         source = source[:offset] + piece + source[offset:]
     return source.decode()
+
+
+def taken(function: ast.FunctionDef, text: str) -> tuple[str, int, str]:
+    """The first argument after the module itself, the line (from 0) of the first statement, and its indentation.
+
+    Raises ``ValueError`` when the forward names no such argument, or is written on one line.
+    """
+    positional = [*function.args.posonlyargs, *function.args.args]
+    documented = ast.get_docstring(function, clean=False) is not None and len(function.body) > 1
+    first = function.body[1 if documented else 0]
+    if len(positional) < 2 or first.lineno == function.lineno:
+        raise ValueError("the forward does not name what it takes")
+    line = text.split("\n")[first.lineno - 2]
+    return positional[1].arg, first.lineno - 2, line[: len(line) - len(line.lstrip())]
 
 
 def returned(function: ast.FunctionDef) -> list[ast.expr]:

@@ -24,22 +24,30 @@ def differences(before: Trace, found: Found, decisions: tuple[Decision, ...], af
     """Paths of the modules whose recorded graph is not the planned one; empty when all are as planned."""
     inserted: dict[str, Insertions] = {}  # module path -> what its graphs must gain
     wrapped: dict[str, list[str]] = {}  # module path -> children behind its result
+    taken: dict[str, list[str]] = {}  # module path -> children behind its first argument
     for decision in decisions:
         carrier = decision.site.carrier
         assert carrier is not None
+        if carrier.kind == "taker":
+            taken.setdefault(carrier.path, []).append(carrier.name)
+            continue
         if carrier.kind in ("append", "callee"):
             wrapped.setdefault(carrier.path, []).append(carrier.name)
             continue
         for call, node, user in found.places[decision.site.id]:
             inserted.setdefault(call.path, {}).setdefault((node, user), []).append(carrier.name)
-    touched = {*inserted, *wrapped}
+    touched = {*inserted, *wrapped, *taken}
     old, new = _by_path(before, touched), _by_path(after, touched)
     wrong = []
     for path in sorted(touched):
         if path not in old:  # one of torch.nn's own classes: a single node before, looked into now
-            ok = all(_wraps(call, wrapped[path]) for call in new.get(path, [])) and bool(new.get(path))
+            names = wrapped.get(path, []), taken.get(path, [])
+            ok = bool(new.get(path)) and all(_wraps(call, names[0]) and _takes(call, names[1]) for call in new[path])
         else:
-            want = [canonical(call, inserted.get(path, {}), wrapped.get(path, [])) for call in old[path]]
+            want = [
+                canonical(call, _with_taken(call, inserted.get(path, {}), taken.get(path, [])), wrapped.get(path, []))
+                for call in old[path]
+            ]
             ok = want == [canonical(call, {}, []) for call in new.get(path, [])]
         if not ok:
             wrong.append(path)
@@ -62,6 +70,26 @@ def _wraps(call: Call, names: list[str]) -> bool:
             return False
         node = node.all_input_nodes[0]
     return True
+
+
+def _takes(call: Call, names: list[str]) -> bool:
+    """Whether the call's first argument goes into these children, the first one innermost, and nowhere else."""
+    node: fx.Node | None = _argument(call)
+    for name in names:
+        users = list(node.users) if node is not None else []
+        if len(users) != 1 or users[0].op != "call_module" or users[0].target != name:
+            return False
+        node = users[0]
+    return True
+
+
+def _argument(call: Call) -> fx.Node | None:
+    return next((node for node in call.graph.nodes if node.op == "placeholder"), None)
+
+
+def _with_taken(call: Call, inserted: Insertions, names: list[str]) -> Insertions:
+    first = _argument(call)
+    return {**inserted, (first, None): names} if names and first is not None else inserted
 
 
 def _nothing(node: fx.Node) -> bool:

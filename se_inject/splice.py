@@ -17,7 +17,7 @@ from se_inject.errors import PlanMismatchError, SpliceError
 from se_inject.fingerprint import fingerprint
 from se_inject.generated import generated, is_generated
 from se_inject.source import Edit, is_name
-from se_inject.types import Decision, Plan
+from se_inject.types import REWRITTEN, Decision, Plan
 
 RECORD = "_se_inject"  # attribute of the root: what was done, so that `remove` can undo it
 
@@ -46,7 +46,9 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
         for record in reversed(records):
             _take_out(model, record)
         raise
-    _remember(model, (*model.__dict__.get(RECORD, ()), *records))
+    earlier = model.__dict__.get(RECORD, ())
+    run = earlier[-1]["run"] + 1 if earlier else 0
+    _remember(model, (*earlier, *({**record, "run": run} for record in records)))
     return model
 
 
@@ -96,13 +98,25 @@ def remove(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         _require_ours(model, record)
     if not inplace:
         model = _copy(model)
-    for record in reversed(records):
-        _take_out(model, record)
-        carrier: Any = _module(model, record["path"])
-        if record["kind"] in ("source", "callee") and is_generated(type(carrier)):
-            carrier.__class__ = type(carrier).se_base
-    _forget(model)
+    while RECORD in model.__dict__:
+        remove_last(model)
     return model
+
+
+def remove_last(model: nn.Module) -> None:
+    """Undo the last of several insertions, in place."""
+    records = model.__dict__[RECORD]
+    last = [record for record in records if record["run"] == records[-1]["run"]]
+    for record in reversed(last):
+        _take_out(model, record)
+    for path in dict.fromkeys(record["path"] for record in last if record["kind"] in REWRITTEN):
+        carrier: Any = _module(model, path)
+        carrier.__class__ = type(carrier).se_base
+    rest = records[: len(records) - len(last)]
+    if rest:
+        _remember(model, rest)
+    else:
+        _forget(model)
 
 
 def _require_ours(model: nn.Module, record: dict[str, Any]) -> None:
@@ -112,7 +126,7 @@ def _require_ours(model: nn.Module, record: dict[str, Any]) -> None:
         norm = model.get_submodule(record["absorb"]) if record["absorb"] else None
     except AttributeError as error:
         raise SpliceError(f"{error}: the model was changed since the insertion.") from error
-    if record["kind"] in ("source", "callee") and not is_generated(type(module)):
+    if record["kind"] in REWRITTEN and not is_generated(type(module)):
         raise SpliceError(
             f"{record['path']} is a {type(module).__name__}, not the class that was generated for it "
             "(wrapped by FSDP or swapped since?): unwrap it first."
@@ -150,8 +164,11 @@ def _classes(model: nn.Module, plan: Plan) -> dict[str, type]:
     edits: dict[str, tuple[Edit, ...]] = {}
     for decision in plan.insertions:
         carrier = _carrier(decision)
-        if carrier.kind in ("source", "callee"):
-            edits[carrier.path] = (*edits.get(carrier.path, ()), Edit(carrier.name, carrier.position))
+        if carrier.kind in REWRITTEN:
+            edits[carrier.path] = (
+                *edits.get(carrier.path, ()),
+                Edit(carrier.name, carrier.position, carrier.kind == "taker"),
+            )
     return {path: generated(type(_module(model, path)), edit) for path, edit in edits.items()}
 
 

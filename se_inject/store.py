@@ -27,7 +27,8 @@ from se_inject.verify import same
 from se_inject.wrappers import Keys
 from se_inject.write import Content, write
 
-TENSORS, PLAN, MODELING, REPORT, MARKDOWN = "model.safetensors", "plan.json", "modeling.py", "report.json", "report.md"
+TENSORS, PLAN, MODELING = "model.safetensors", "plan.json", "modeling.py"
+REPORT, MARKDOWN, HTML = "report.json", "report.md", "report.html"
 MAX_JSON = 64 << 20
 ALIGNMENT = 64  # bytes, of torch's allocator
 
@@ -42,6 +43,7 @@ def save(
 ) -> Report:
     """Write the folder, and return the report with the check of what was read back and the list of files."""
     from se_inject import report as renderers
+    from se_inject.html.page import to_html
 
     plan, report = injection.plan, replace(injection.report, source=source or {})
     files: dict[str, Content] = {
@@ -63,6 +65,7 @@ def save(
 
     files[REPORT] = finish
     files[MARKDOWN] = lambda path: _write_text(path, renderers.to_markdown(report))
+    files[HTML] = lambda path: _write_text(path, to_html(report))
     write(out, files, force=force, inputs=inputs)
     return report
 
@@ -97,12 +100,13 @@ def read_back(injection: Injection, path: Path) -> Check:
     want = baseline.run(model, probe, False, seed)
     if want.failure:
         return Check("read back", None, f"{len(before)} tensors identical; the model does not run: {want.failure}")
-    copy.load_state_dict(_aligned(tensors), assign=True)
+    copy.load_state_dict(_versioned(model, _aligned(tensors)), assign=True)
     got = baseline.run(copy, probe, False, seed)
     if not _equal(want, got):
         # The file holds values, not memory layouts: strides choose between kernels that round otherwise.
         own = model.state_dict()
-        copy.load_state_dict({name: _laid_out(t, own[name]) for name, t in tensors.items()}, assign=True)
+        laid_out = {name: _laid_out(t, own[name]) for name, t in tensors.items()}
+        copy.load_state_dict(_versioned(model, laid_out), assign=True)
         got = baseline.run(copy, probe, False, seed)
     same = _equal(want, got)
     detail = f"{len(before)} tensors identical, outputs {'bit-equal' if same else 'differ'}"
@@ -111,6 +115,14 @@ def read_back(injection: Injection, path: Path) -> Check:
 
 def _equal(want: baseline.Run, got: baseline.Run) -> bool:
     return len(want.outputs) == len(got.outputs) and all(map(same, want.outputs, got.outputs))
+
+
+def _versioned(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict with the versions of the model's modules, which MNASNet asks for and the file does not hold."""
+    state: dict[str, torch.Tensor] = model.state_dict()
+    state.clear()
+    state.update(tensors)
+    return state
 
 
 def _aligned(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

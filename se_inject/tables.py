@@ -158,10 +158,10 @@ def uncounted(report: Report) -> str:
 def inputs(plan: Plan) -> str:
     """``float32[2, 3, 224, 224]``, or the nested data as JSON."""
     given = plan.inputs
-    if isinstance(given, dict) and set(given) == {"args", "kwargs"}:
-        parts = [_short(value) for value in given["args"]]
-        parts += [f"{name}={_short(value)}" for name, value in given["kwargs"].items()]
-        return ", ".join(parts)
+    match given:
+        case {"args": list() | tuple() as args, "kwargs": dict() as kwargs} if len(given) == 2:
+            parts = [_short(value) for value in args]
+            return ", ".join(parts + [f"{name}={_short(value)}" for name, value in kwargs.items()])
     return _short(given)
 
 

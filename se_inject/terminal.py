@@ -9,7 +9,7 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -17,6 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from se_inject.types import Check, Plan, Report
+
+if TYPE_CHECKING:
+    from se_inject.explain import Explanation
 
 STEPS = 8  # of the longest command: load, plan, reference, cost before, splice, cost after, checks, write
 
@@ -89,6 +92,13 @@ class Terminal:
         if self.results:
             self.progress.stop()
             render_checks(checks, self.out)
+
+    def explanation(self, found: Explanation) -> None:
+        from se_inject.explain import render
+
+        if self.results:
+            self.progress.stop()
+            render(found, self.out)
 
     def table(self, rows: list[dict[str, str]]) -> None:
         """A list when there is one column, a table when there are two, else a paragraph for each row."""

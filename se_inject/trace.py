@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -97,7 +98,12 @@ class Names:
 
 def is_leaf(module: nn.Module) -> bool:
     """torch.nn's own modules are single nodes; containers and everybody else's classes are looked into."""
-    return type(module).__module__.startswith("torch.") and not isinstance(module, (*CONTAINERS, fx.GraphModule))
+    if isinstance(module, (*CONTAINERS, fx.GraphModule)):
+        return False
+    cls = type(module)
+    if parametrize.is_parametrized(module):  # its class was made by torch; what it was is one up
+        cls = cls.__mro__[1]
+    return cls.__module__.startswith("torch.")
 
 
 @torch.inference_mode(False)

@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeVar
 
 SCHEMA_VERSION = 1
 
-CarrierKind = Literal["slot", "source", "append", "callee", "graph"]
+CarrierKind = Literal["slot", "source", "append", "callee", "taker", "graph"]
+REWRITTEN = ("source", "callee", "taker")  # the kinds whose module becomes an instance of a generated class
 Status = Literal["insert", "skip"]
 T = TypeVar("T")
 
@@ -34,8 +35,9 @@ class Carrier:
     """How the new child comes to run at a site.
 
     ``slot``: an unused attribute that the forward already calls is filled; ``source``: one call is inserted in the
-    owner's own method; ``append``: the block becomes the last child of a ``Sequential``; ``callee``: the returned
-    value of the child's forward is wrapped; ``graph``: a node is spliced into a ``GraphModule``.
+    owner's own method; ``append``: the block becomes the last child of a ``Sequential``; ``callee``: the child whose
+    value it is gates what it returns; ``taker``: the child that takes the value gates it first; ``graph``: a node is
+    spliced into a ``GraphModule``.
     """
 
     kind: CarrierKind
@@ -68,6 +70,7 @@ class Site:
     projects: bool = False  # the next 1x1 convolution has no more channels out than in
     nested: int = 0  # residual blocks inside this one's branch
     gated: str = ""  # why it counts as already gated
+    holds: str = ""  # a gate elsewhere on the residual branch that ends here
     carrier: Carrier | None = None
     obstacle: str = ""  # why no carrier could be found
     absorb: str = ""  # path of the batch norm that `absorb` doubles
@@ -142,6 +145,11 @@ class Plan:
     def skips(self) -> tuple[Decision, ...]:
         return tuple(d for d in self.decisions if d.status == "skip")
 
+    def _repr_html_(self) -> str:
+        from se_inject.html.notebook import plan
+
+        return plan(self)
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -156,6 +164,11 @@ class Cost:
     @property
     def flops(self) -> int:
         return 2 * self.macs
+
+    def _repr_html_(self) -> str:
+        from se_inject.html.notebook import cost
+
+        return cost(self)
 
 
 @dataclass(frozen=True)
@@ -201,6 +214,11 @@ class Report:
     artifacts: tuple[Artifact, ...] = ()
     rewritten: dict[str, str] = field(default_factory=dict)  # class -> its generated source
     schema: int = SCHEMA_VERSION
+
+    def _repr_html_(self) -> str:
+        from se_inject.html.notebook import report
+
+        return report(self)
 
 
 def to_dict(value: Any) -> Any:

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from se_inject.baseline import Reference, Run, digest, digests, first_line, preserved, run, tensors_in
-from se_inject.blocks import find_block
 from se_inject.errors import VerifyError
 from se_inject.inputs import Inputs
+from se_inject.splice import make_block
 from se_inject.types import Check, Cost, Decision, Plan, SiteCost
 
 ARITHMETIC = 1e-3  # how far the same network may be on another processor, relative to the output's size
@@ -222,11 +222,13 @@ def _aliases(model: nn.Module, names: set[str]) -> set[str]:
 
 def planned_keys(plan: Plan) -> set[str]:
     """The keys that the plan's blocks add to a state dict."""
+    kinds: dict[tuple[str, str], list[str]] = {}
     found: set[str] = set()
-    with torch.device("meta"):
-        for decision in plan.insertions:
-            block = find_block(decision.block).module(**decision.kwargs)
-            found.update(f"{decision.key}.{name}" for name in block.state_dict())
+    for decision in plan.insertions:
+        kind = decision.block, repr(decision.kwargs)
+        if kind not in kinds:
+            kinds[kind] = list(make_block(decision, plan.seed, None).state_dict())
+        found.update(f"{decision.key}.{name}" for name in kinds[kind])
     return found
 
 

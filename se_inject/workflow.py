@@ -18,6 +18,8 @@ from se_inject import api, baseline, store
 from se_inject import verify as checking
 from se_inject.blocks.custom import import_block
 from se_inject.errors import LoadError, PlanMismatchError, RulesError, SEInjectError, TraceError, WriteError
+from se_inject.explain import Explanation
+from se_inject.explain import explain as explain_module
 from se_inject.factories import one_line
 from se_inject.guard import unwrap
 from se_inject.inputs import Inputs, dtype_of, from_shape
@@ -81,26 +83,37 @@ def plan(spec: str, given: Mapping[str, Any], output: Path | None, *, force: boo
     """Load the structure, plan, and write the plan on request."""
     if output is not None:
         _check_file(output, force, _read_by(given, "checkpoint", "rules"))
+    made = planned(spec, given, screen=screen).plan
+    if output is not None:
+        _write_file(output, api.dump(made))
+    return made
+
+
+def explain(spec: str, given: Mapping[str, Any], path: str, *, screen: Screen) -> Explanation:
+    """Plan, and show what was seen in one module and decided there."""
+    made = planned(spec, given, screen=screen)
+    return explain_module(made.trace, made.found, made.plan.decisions, path)
+
+
+def planned(spec: str, given: Mapping[str, Any], *, screen: Screen) -> api.Planned:
+    """A plan with the trace that it was made from."""
     rules = rules_from(given)
     loaded = _load(spec, given, screen, weights_needed=False)
     screen.step("plan")
 
-    def make() -> Plan:
+    def make() -> api.Planned:
         size = _input_size(given["input_size"], loaded)
         model, args = unwrap(loaded.model), loaded.model_args
-        return api.make_plan(model, size, rules, seed=given["seed"], name=spec, model_args=args).plan
+        return api.make_plan(model, size, rules, seed=given["seed"], name=spec, model_args=args)
 
     try:
-        made = make()
+        return make()
     except TraceError:
         if loaded.source["weights"] != "none":
             raise
         # The forward needs numbers (NMS, data-dependent shapes): random weights will do for a plan.
         loaded = _load(spec, {**given, "random_init": True}, screen, weights_needed=False)
-        made = make()
-    if output is not None:
-        _write_file(output, api.dump(made))
-    return made
+        return make()
 
 
 def _read_by(given: Mapping[str, Any], *names: str) -> list[Path]:
@@ -110,7 +123,7 @@ def _read_by(given: Mapping[str, Any], *names: str) -> list[Path]:
 
 def _check_file(output: Path, force: bool, inputs: Iterable[Path]) -> None:
     if output.is_dir():
-        raise WriteError(f"{output} is a folder; the plan is a file, such as {output / store.PLAN}.")
+        raise WriteError(f"{output} is a folder; give a file in it, such as {output / store.PLAN}.")
     if not output.parent.is_dir():
         raise WriteError(f"cannot write {output}: there is no folder {output.parent}.")
     if any(output.exists() and path.samefile(output) for path in inputs):
@@ -123,7 +136,7 @@ def _write_file(output: Path, text: str) -> None:
     """All or nothing, as a folder is written."""
     new = output.with_name(f".{output.name}.{os.getpid()}.new")
     try:
-        new.write_text(text)
+        new.write_bytes(text.encode())  # the same bytes under every locale
         new.replace(output)
     except OSError as error:
         raise WriteError(f"cannot write {output}: {error.strerror}.") from error
@@ -244,7 +257,17 @@ def render(folder: Path, kind: str) -> str:
     from se_inject import report as renderers
 
     found = read_report(folder)
+    if kind == "html":
+        from se_inject.html.page import to_html
+
+        return to_html(found)
     return {"md": renderers.to_markdown, "json": renderers.to_json}[kind](found)
+
+
+def write_report(folder: Path, kind: str, output: Path, *, force: bool) -> None:
+    """The rendered report as a file of its own."""
+    _check_file(output, force, [folder / name for name in (store.REPORT, store.PLAN, store.TENSORS)])
+    _write_file(output, render(folder, kind))
 
 
 def listing(what: str, pattern: str) -> list[dict[str, str]]:

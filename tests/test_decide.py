@@ -221,7 +221,7 @@ SKIPS: dict[str, tuple[Callable[[], nn.Module], Any, str]] = {
     "excluded": (Basic, {"exclude": "*:standard"}, "excluded by *:standard"),
     "narrow": (Basic, {"min_channels": 9}, "8 channels, fewer than min_channels 9"),
     "stage": (Basic, {"stages": 2}, "stage 1 is not among stages 2"),
-    "entries": (Basic, {"sites": [{"include": "*:standard", "min_channels": 9}]}, "no entry of sites matches it"),
+    "entries": (Basic, {"sites": [{"min_channels": 9}]}, "sites[0] matches none of the 1 sites: 8 channels, fewer"),
 }
 
 

@@ -125,9 +125,10 @@ WEIGHTS: list[tuple[int, tuple[nn.Module, ...]]] = [
     (1, (conv(8, 8), nn.BatchNorm2d(8))),
     (2, (unit(8, 8),)),
     (2, (conv(8, 8), nn.ReLU())),
-    (1, (conv(8, 8), conv(8, 8, 1))),  # GhostNet: linear, however many layers
+    (1, (conv(8, 8, g=8), conv(8, 8, 1))),  # GhostNet: linear, and ends with a projection
     (1, (nn.BatchNorm2d(8), nn.ReLU(), conv(8, 8, 1))),  # DPN: a projection of the activated value
     (2, (nn.ReLU(), conv(8, 8))),
+    (2, (conv(8, 8), conv(8, 8))),
     (2, (body(8, 8), body(8, 8))),
 ]
 

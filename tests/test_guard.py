@@ -121,7 +121,7 @@ def holding(child: nn.Module) -> nn.Module:
     [
         (
             lambda: torch.jit.script(nn.Linear(2, 2)),
-            "RecursiveScriptModule holds a ScriptModule, which has no Python source",
+            "ScriptModule holds a ScriptModule, which has no Python source",
         ),
         (lambda: holding(torch.jit.script(nn.Linear(2, 2))), "Net holds a ScriptModule, .* at blocks.1"),
         (lambda: torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), "holds a ScriptModule"),

@@ -162,13 +162,13 @@ def test_without_se_inject(own: Any, tmp_path: Path) -> None:
             timm.create_model("mobilenetv2_035", num_classes=7),
             "timm:mobilenetv2_035",
             {"num_classes": 7},
-            (3, 32, 32),
+            (3, 64, 64),
         ),
         "torchvision": (
             torchvision.models.mobilenet_v2(width_mult=0.25, num_classes=7),
             "torchvision:mobilenet_v2",
             {"width_mult": 0.25, "num_classes": 7},
-            (3, 32, 32),
+            (3, 64, 64),
         ),
         "factory": (own(classes=7), "a_small_library:Model", {"classes": 7}, SIZE),
     }
@@ -272,7 +272,7 @@ class Borrowed(Layers):
 
 class Explicit(Layers):
     def forward(self, x):
-        return F.relu(x + self.bn2(self.conv2(super(Explicit, self).first(x))))
+        return F.relu(x + self.bn2(self.conv2(super(Explicit, self).first(x))))  # noqa: UP008
 
 
 class Strings(Layers):
@@ -355,7 +355,7 @@ def test_names_of_modules_are_literals(name: str, tmp_path: Path, monkeypatch: p
             return getattr(self, name.replace(".", ""))(self.stem(x))
 
     model = Odd().eval()
-    again, text = rebuilt(model)
+    _, text = rebuilt(model)
     assert f"({name.replace('.', '')!r}, 'se', " in text and not list(tmp_path.iterdir())
     assert torch.equal(se_inject.remove(inject(model).model)(image()), model(image()))
 
@@ -393,7 +393,7 @@ class ClassScope(Layers):
 
 class Itself(Layers):
     def forward(self, x):
-        assert __class__ is Itself  # noqa: F821
+        assert __class__ is Itself
         return F.relu(x + self.bn2(self.conv2(self.first(x))))
 
 
@@ -406,7 +406,10 @@ class Counts(Layers):
 
 class LongSuper(Layers):
     def forward(self, x):
-        y = super().first(x)
+        # fmt: off
+        y = super(
+        ).first(x)
+        # fmt: on
         return F.relu(x + self.bn2(self.conv2(y)))
 
 
@@ -458,9 +461,8 @@ def test_what_would_not_mean_the_same_is_not_written(reason: str, tmp_path: Path
     report = se_inject.save(result, tmp_path / "out")
     (check,) = [c for c in report.checks if c.name == "modeling.py"]
     assert check.passed is None and check.detail.startswith("not written: ")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "model.safetensors", "plan.json", "report.json", "report.md"
-    ]  # fmt: skip
+    written = {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"model.safetensors", "plan.json", "report.json"} <= written and "modeling.py" not in written
     again = se_inject.load(tmp_path / "out", model=net(CANNOT[reason]))
     assert torch.equal(again(image()), result.model(image()))
 
@@ -486,7 +488,7 @@ def test_two_classes_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         make.append(importlib.import_module(f"blocks_{i}").Block)
     model = nn.Sequential(nn.Conv2d(3, 8, 1), make[0](), make[1]()).eval()
     result = inject(model)
-    with pytest.raises(NoSource, match="the name (Block|SCALE) stands for different things in the modules"):
+    with pytest.raises(NoSource, match=r"the name (Block|SCALE) stands for different things in the modules"):
         render(result.base, result.plan)
     alone = nn.Sequential(nn.Conv2d(3, 8, 1), make[0]()).eval()
     rebuilt(randomise(alone).eval())

@@ -137,7 +137,7 @@ def test_a_plan_made_dry_is_the_plan_of_the_injection() -> None:
 
 def test_a_model_of_another_shape_is_refused(plan: Plan) -> None:
     for other in (net(n=2), net(Dropped, 3), net(Residual, 3, channels=8).blocks):
-        with pytest.raises(PlanMismatchError, match="the plan was made for .*Make the plan again for this model"):
+        with pytest.raises(PlanMismatchError, match=r"the plan was made for .*Make the plan again for this model"):
             se_inject.apply(other, plan)
 
 
@@ -182,9 +182,7 @@ def test_another_version_of_the_source_is_refused(library: Callable[[str], type[
     plan = se_inject.plan(net(library("")), SIZE, "standard")
     assert se_inject.apply(net(library("")), plan)
     other = net(library("  # now with a comment"))
-    with pytest.raises(
-        PlanMismatchError, match="the source of Block.forward is not the one that the plan was made for"
-    ):
+    with pytest.raises(PlanMismatchError, match=r"the source of Block\.forward is not the one that the plan"):
         se_inject.apply(other, plan, inplace=True)
     assert type(other.blocks[0]).__name__ == "Block"
 

@@ -24,7 +24,7 @@ from se_inject.tensorfile import read_tensors, tensors_writer
 from tests.helpers import randomise
 from tests.tiny import SIZE, Chain, Residual, image, inject, net, open_gates
 
-FILES = ["model.safetensors", "modeling.py", "plan.json", "report.json", "report.md"]
+FILES = ["model.safetensors", "modeling.py", "plan.json", "report.html", "report.json", "report.md"]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -148,7 +148,7 @@ def test_the_report_lists_the_files_and_the_check_of_what_was_read_back(tmp_path
 
 SAME = """
 import sys
-import timm, torch, torchvision  # the report names the versions of what is imported
+import torch
 import se_inject
 from tests.tiny import inject, net
 torch.manual_seed(0)
@@ -173,7 +173,6 @@ def test_the_same_input_and_seed_give_the_same_bytes(tmp_path: Path) -> None:
     assert files(tmp_path / "three")["model.safetensors"] != one["model.safetensors"]
 
 
-@pytest.mark.xfail(reason="the report names every library that happens to be imported", strict=True)
 def test_the_report_does_not_depend_on_what_else_is_imported() -> None:
     assert "timm" in sys.modules
     assert sorted(inject(net()).report.versions) == ["python", "se_inject", "torch"]
@@ -257,7 +256,7 @@ def test_a_file_that_reads_back_differently_is_not_handed_out(tmp_path: Path, mo
         tensors_writer(wrong)(path)
         assert store.read_back(result, path).passed is False
     monkeypatch.setattr(store, "read_tensors", lambda path: {**read_tensors(path), "fc.bias": torch.zeros(5)})
-    with pytest.raises(VerifyError, match="does not give the same model back. 1 tensors differ"):
+    with pytest.raises(VerifyError, match=r"does not give the same model back\. 1 tensors differ"):
         se_inject.save(result, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -303,11 +302,15 @@ TAMPERED: dict[str, tuple[Callable[[Path], Any], type[SEInjectError], str]] = {
     ),
     "a key more": (edit_tensors(lambda t: t.update(more=torch.zeros(1))), LoadError, "1 unexpected: more"),
     "another shape": (
-        edit_tensors(lambda t: t.update({"fc.bias": torch.zeros(6)})), LoadError, r"fc.bias \(file float32\[6\], model float32\[5\]\)"
+        edit_tensors(lambda t: t.update({"fc.bias": torch.zeros(6)})),
+        LoadError,
+        r"fc.bias \(file float32\[6\], model float32\[5\]\)",
     ),
     "another fingerprint": (edit_plan(lambda d: d.update(fingerprint="0" * 64)), PlanMismatchError, "other classes"),
     "another place": (
-        edit_plan(lambda d: insertion(d)["site"]["carrier"]["position"].update(column=9)), PlanMismatchError, "no expression"
+        edit_plan(lambda d: insertion(d)["site"]["carrier"]["position"].update(column=9)),
+        PlanMismatchError,
+        "no expression",
     ),
     "another source": (
         edit_plan(lambda d: insertion(d)["site"]["carrier"]["position"].update(digest="0" * 64)),

@@ -1,0 +1,1 @@
+"""The report as one HTML page (``page.py``), and as a short fragment for notebooks (``notebook.py``)."""

@@ -1,0 +1,170 @@
+"""The README holds: its commands run, its Python runs, what it shows is what they print."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from se_inject.cli import main
+from se_inject.rules import read
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+
+# Commands that are not run here -> why not.
+NOT_RUN = {
+    'python -m pip install ".[all]"': "fetches gigabytes",
+    "make demo": "fetches gigabytes; examples/demo.py is run by test_examples.py",
+    "make test": "is this suite",
+}
+# Options that are replaced -> by what, and why.
+STAND_INS = {"--pretrained": ("--random-init", "the weights come from the network")}
+
+# What a user brings: README's `my_models:make_net` and `best.pth`.
+MY_MODELS = """
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        return torch.relu(x + self.bn(self.conv(x)))
+
+
+def make_net():
+    return nn.Sequential(nn.Conv2d(3, 32, 3, 4, 1), Block(32), Block(32), nn.Flatten(), nn.Linear(8192, 2))
+"""
+
+
+@dataclass(frozen=True)
+class Fence:
+    kind: str
+    body: str
+
+
+FENCES = [Fence(*match) for match in re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.M | re.S)]
+SHOWN_CLASS = "class SEBottleneck(Bottleneck):"
+
+
+def commands(fence: Fence) -> list[str]:
+    """The lines of a shell fence without their comments."""
+    return [re.sub(r"\s+#.*", "", line) for line in fence.body.splitlines()]
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A folder in which every command of the README was run, in its order, and what each printed."""
+    folder = tmp_path_factory.mktemp("readme")
+    shown: dict[str, str] = {}
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        Path("my_models.py").write_text(MY_MODELS)
+        Path("rules.yaml").write_text(next(fence.body for fence in FENCES if fence.kind == "yaml"))
+        torch.manual_seed(0)
+        torch.save(__import__("my_models").make_net().state_dict(), "best.pth")
+        for fence in FENCES:
+            for command in commands(fence) if fence.kind == "sh" else ():
+                program, *args = shlex.split(command)
+                if command in NOT_RUN:
+                    continue
+                assert program == "se-inject", f"neither run nor listed: {command}"
+                args = [STAND_INS.get(arg, (arg,))[0] for arg in args]
+                result = CliRunner().invoke(main, args)
+                assert result.exit_code == 0, f"{command}: {result.stderr or result.exception}"
+                shown[command] = result.stdout
+    sys.modules.pop("my_models", None)
+    return folder, shown
+
+
+def test_kinds_of_fences() -> None:
+    assert {fence.kind for fence in FENCES} == {"sh", "text", "python", "yaml"}
+
+
+def test_every_command_runs(ran: tuple[Path, dict[str, str]]) -> None:
+    folder, shown = ran
+    assert len(shown) >= 9
+    for name in ("out", "again", "mine"):
+        assert {"model.safetensors", "plan.json", "modeling.py", "report.html", "report.json", "report.md"} == {
+            p.name for p in (folder / name).iterdir()
+        }
+    same = [(folder / name / "model.safetensors").read_bytes() for name in ("out", "again")]
+    assert same[0] == same[1]  # "the same, without rules"
+    assert not any("FAIL" in text for text in shown.values())
+
+
+def test_lists_of_exceptions_are_in_use() -> None:
+    all_commands = [command for fence in FENCES if fence.kind == "sh" for command in commands(fence)]
+    assert NOT_RUN.keys() <= set(all_commands)
+    assert all(any(option in command for command in all_commands) for option in STAND_INS)
+
+
+def test_what_is_shown_is_what_is_printed(ran: tuple[Path, dict[str, str]]) -> None:
+    """Every line of a text fence stands, in this order, in the output of the command before it."""
+    for command, fence in itertools.pairwise(FENCES):
+        if fence.kind != "text":
+            continue
+        (line,) = commands(command)
+        printed, at = words(ran[1][line]), 0
+        for expected in filter(None, map(words, fence.body.splitlines())):
+            if expected != "...":
+                found = printed.find(expected, at)
+                assert found >= 0, f"{line} does not print: {expected}"
+                at = found + len(expected)
+
+
+def test_method_that_is_shown_is_the_generated_one(ran: tuple[Path, dict[str, str]]) -> None:
+    shown = next(fence.body for fence in FENCES if fence.body.startswith(SHOWN_CLASS))
+    assert f"```python\n{shown}```" in (ran[0] / "out" / "report.md").read_text()
+    assert shown in (ran[0] / "out" / "modeling.py").read_text()
+
+
+def test_python_runs(
+    ran: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ran[0])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    names: dict[str, object] = {}
+    snippets = [f for f in FENCES if f.kind == "python" and not f.body.startswith(SHOWN_CLASS)]
+    for fence in snippets:
+        exec(compile(fence.body, "README.md", "exec"), names)
+    sys.modules.pop("modeling", None)
+    assert len(snippets) == 2
+    assert capsys.readouterr().out.startswith("Injection(timm.models.resnet.ResNet: 4 blocks")
+    parameters = names["parameters"]
+    assert isinstance(parameters, list) and len(parameters) == 16  # 4 blocks, two layers of two tensors
+    model = names["model"]
+    assert isinstance(model, torch.nn.Module)
+    assert type(model.get_submodule("layer1.0")).__name__ == "SEBottleneck"
+
+
+def test_rules_that_are_shown_mean_what_they_say(ran: tuple[Path, dict[str, str]]) -> None:
+    rules = read(ran[0] / "rules.yaml")
+    assert len(rules.sites) == 2
+    printed = next(text for command, text in ran[1].items() if command.endswith("--rules rules.yaml"))
+    assert "layer4.2.se" in printed and "2048 -> 256" in printed  # the entry's ratio 8
+    assert "layer2.0.se" in printed and "512 -> 32" in printed  # the file's ratio 16
+    assert "layer1.0.se" not in printed
+
+
+def test_no_paths_of_a_machine() -> None:
+    assert not re.search(r"(?<![\w.])/(home|root|tmp|work|usr|Users)/", TEXT)
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT):
+        assert (ROOT / link).exists(), link
