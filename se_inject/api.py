@@ -22,7 +22,7 @@ from se_inject.inputs import Inputs, dtype_of, resolve
 from se_inject.measure import measure
 from se_inject.modes import train_only
 from se_inject.policies import needed
-from se_inject.rules import Rules, read
+from se_inject.rules import Rules, given, read
 from se_inject.sites import Found, find
 from se_inject.spec import differences
 from se_inject.trace import Trace, trace
@@ -108,7 +108,7 @@ def make_plan(
         model_args=model_args or {},
         inputs=inputs.describe(),
         fingerprint=fingerprint(model),
-        rules=to_dict(parsed),
+        rules=given(parsed),
         seed=seed,
         decisions=decide(found.sites, parsed, half=half, budget=_budget(model, inputs, parsed)),
         notes=tuple(recorded.notes),

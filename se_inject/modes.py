@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from se_inject.inputs import Inputs
 from se_inject.ops import data, op
@@ -25,26 +25,32 @@ def train_only(trace: Trace, found: Found, placements: Collection[str] = AUTO) -
     owners = {site.owner for site in found.sites}
     notes: dict[str, str] = {}
     extra: dict[str, Site] = {}
-    done: set[str] = set()
     names = Names(trace.root)
+    same: set[Any] = set()  # kinds of modules that go the same way in both modes: of each, one is recorded
+    by_path: dict[str, list[Call]] = {}
     for call in trace.calls:
+        by_path.setdefault(call.path, []).append(call)
+    for call, *others in by_path.values():
         cls: Any = type(call.module)
-        if call.path in done or not (_branches(cls) or (call.path in owners and _asks(cls))):
+        if not (_branches(cls) or (call.path in owners and _asks(cls))):
             continue
-        done.add(call.path)
-        training = _in_training(names, call)
+        in_eval = {place for c in (call, *others) for place in _places(c)}
+        kind = (cls, _flags(call.module), frozenset(in_eval))
+        training = _in_training(names, call) if kind not in same else None
         if training is None:
             continue
-        in_eval = {place for c in trace.calls if c.path == call.path for place in _places(c)}
         in_training = _places(training[0])
+        told = len(notes) + len(extra)
         for site in found.sites:
             if site.owner == call.path and not _of(site, found) <= in_training:
                 notes[site.id] = "runs in eval mode only"
-        again = find(Trace(trace.root, trace.inputs, training), placements)
+        again = find(Trace(trace.root, trace.inputs, training), placements) if in_training - in_eval else Found((), {})
         for site in again.sites:
             if site.owner == call.path and not _of(site, again) & in_eval:
                 name = site.id if all(site.id != s.id for s in found.sites) else f"{site.id}_train"
                 extra.setdefault(name, replace(site, id=name, obstacle="it runs in train mode only"))
+        if len(notes) + len(extra) == told:
+            same.add(kind)
     sites = [replace(site, note=notes.get(site.id, site.note)) for site in found.sites]
     return Found((*sites, *extra.values()), found.places)
 
@@ -60,6 +66,12 @@ def _in_training(names: Names, call: Call) -> list[Call] | None:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _flags(module: nn.Module) -> frozenset[Any]:
+    """The plain attributes of a module, by which two of one class may go different ways; of numbers, whether zero."""
+    plain = {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str | None)}
+    return frozenset((k, bool(v) if isinstance(v, int | float) else v) for k, v in plain.items())
 
 
 def _places(call: Call) -> set[Any]:

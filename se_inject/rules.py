@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from se_inject.errors import RulesError, closest
 from se_inject.rulefile import read_yaml
-from se_inject.types import BlockSpec, Site
+from se_inject.types import BlockSpec, Site, to_dict
 
 PLACEMENTS = (
     "auto", "standard", "pre", "post", "identity", "inner", "conv", "concat", "sum", "stage", "input"
@@ -290,6 +290,19 @@ def _fields(data: Any, where: str, *, top: bool) -> dict[str, Any]:
         except ValueError as error:
             raise RulesError(f"{where}: {key}: {str(error).rstrip('.')}.") from error
     return values
+
+
+def given(rules: Rules | Match) -> dict[str, Any]:
+    """The rules as plain data that ``read`` takes, defaults left out: what a plan remembers."""
+    default = type(rules)()
+    data = {
+        f.name: to_dict(value)
+        for f in fields(rules)
+        if f.name != "sites" and (value := getattr(rules, f.name)) != getattr(default, f.name)
+    }
+    if isinstance(rules, Rules) and rules.sites:
+        data["sites"] = [given(entry) for entry in rules.sites]
+    return data
 
 
 def schema() -> dict[str, Any]:

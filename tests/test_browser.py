@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -24,10 +23,16 @@ from tests.test_report import EVIL, evil
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
 )
-ARGUMENTS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 PICTURES = os.environ.get("SE_INJECT_SCREENSHOTS", "")
 WIDE, PHONE = 1280, 390
 LIMIT = 60  # rows, in report.js
@@ -169,11 +174,10 @@ def test_hostile_names(visit: Open, width: int) -> None:
 
 
 def test_five_hundred_sites(visit: Open) -> None:
-    start = time.perf_counter()
     with visit(big(250), name="big") as page:
         assert len(sites(page)) == LIMIT
         ready = page.evaluate("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
-        assert ready < 1000 or time.perf_counter() - start < 1, f"interactive after {ready:.0f} ms"
+        assert ready < 1000, f"interactive after {ready:.0f} ms"
         page.get_by_role("button", name="Show all 500").click()
         assert len(sites(page)) == 500
         took = page.evaluate(
@@ -186,5 +190,5 @@ def test_five_hundred_sites(visit: Open) -> None:
 def test_print(visit: Open, resnet18: Report) -> None:
     with visit(resnet18) as page:
         page.emulate_media(media="print")
-        assert page.locator("nav:visible, button:visible").count() == 0
+        assert page.locator("nav:visible, form:visible, #more:visible").count() == 0
         assert page.pdf()[:4] == b"%PDF"

@@ -221,7 +221,6 @@ SKIPS: dict[str, tuple[Callable[[], nn.Module], Any, str]] = {
     "excluded": (Basic, {"exclude": "*:standard"}, "excluded by *:standard"),
     "narrow": (Basic, {"min_channels": 9}, "8 channels, fewer than min_channels 9"),
     "stage": (Basic, {"stages": 2}, "stage 1 is not among stages 2"),
-    "entries": (Basic, {"sites": [{"min_channels": 9}]}, "sites[0] matches none of the 1 sites: 8 channels, fewer"),
 }
 
 
@@ -238,6 +237,15 @@ class Basic8(Net):
 def test_skips(name: str) -> None:
     build, rules, reason = SKIPS[name]
     assert refusal(build(), rules).startswith(f"the rules select none of the 1 sites; most often (1): {reason}")
+
+
+def test_an_entry_that_no_site_meets_is_an_error() -> None:
+    """Even where another entry inserts: what was named and is nowhere is a mistake (peft #1206)."""
+    message = refusal(Basic(), {"sites": [{"min_channels": 9}, {"min_channels": 1}]})
+    assert message == "sites[0] matches none of the 1 sites: 8 channels, fewer than min_channels 9."
+    message = refusal(nn.Sequential(Basic(), Basic()), {"include": ["0", "O*"]})
+    assert message.startswith("include 'O*' matches none of the 2 sites.")
+    assert outcome(Basic(), {"sites": [{"min_channels": 1}]})[":standard"][0] == "insert"
 
 
 def test_a_skip_beside_an_insertion_is_no_error() -> None:

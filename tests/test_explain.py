@@ -49,7 +49,8 @@ def test_residual_block() -> None:
     found = explained(net(), "blocks.0")
     assert (found.path, found.calls) == ("blocks.0", 1)
     assert found.cls == "tests.tiny.Residual"
-    assert [step.name for step in found.steps] == "arg0 conv1 bn1 relu conv2 bn2 add relu_1 output".split()
+    names = ["arg0", "conv1", "bn1", "relu", "conv2", "bn2", "add", "relu_1", "output"]
+    assert [step.name for step in found.steps] == names
     assert [step.runs for step in found.steps][:3] == ["argument", "conv1 (Conv2d)", "bn1 (BatchNorm2d)"]
     (join,) = found.meetings
     assert (join.kind, join.fork) == ("residual join", "arg0")

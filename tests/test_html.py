@@ -6,12 +6,15 @@ import re
 import time
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import se_inject
 from se_inject import tables
+from se_inject.cli import main
 from se_inject.errors import VerifyError
 from se_inject.html import diagram, notebook, view
 from se_inject.html.methods import diff
@@ -309,6 +312,22 @@ def test_notebooks() -> None:
     assert "not checked" in replace(report, checks=())._repr_html_()
     injection = tiny.inject(tiny.net())
     assert injection._repr_html_() == injection.report._repr_html_()
+
+
+def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    se_inject.save(tiny.inject(tiny.net()), "out")
+    written = Path("out/report.html").read_text()
+    runner = CliRunner()
+    assert runner.invoke(main, ["report", "out", "--format", "html"]).stdout == written
+    asked = ["report", "out", "--format", "html", "-o", "page.html"]
+    assert runner.invoke(main, asked).exit_code == 0 and Path("page.html").read_text() == written
+    again = runner.invoke(main, asked)
+    assert again.exit_code == 1 and "--force" in again.stderr
+    assert runner.invoke(main, [*asked, "--force"]).exit_code == 0
+    over = runner.invoke(main, [*asked[:-1], "out/report.json", "--force"])
+    assert over.exit_code == 1 and "input of this run" in over.stderr
+    assert runner.invoke(main, ["report", "out", "-o", "page.txt"]).exit_code == 2
 
 
 def test_written_beside_the_other_reports(tmp_path: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import jsonschema
@@ -56,6 +57,15 @@ def test_preset(name: str) -> None:
     again = {"again": True} if name == "ese-vovnet" else {}
     plan = se_inject.plan(build(network), (3, 64, 64), {**preset.rules, **again})
     assert len(plan.insertions) == count
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_plan_remembers_rules_that_can_be_read(name: str) -> None:
+    for extra in ({}, {"budget": {"params": "2%"}, "sites": [{"last": True, "ratio_by_stage": {1: 4}}]}):
+        parsed = rules.read({**PRESETS[name].rules, **extra})
+        again = json.loads(json.dumps(rules.given(parsed)))
+        assert rules.read(again) == parsed
+    assert rules.given(rules.Rules()) == {}
 
 
 def test_by_name() -> None:

@@ -9,7 +9,8 @@ from markupsafe import Markup
 from se_inject.tables import visible
 from se_inject.types import Decision
 
-CELL, GAP, ACROSS = 14, 4, 12
+CELL, GAP = 14, 4
+FEW, MANY = 12, 18  # squares beside each other: 18 fit on a phone
 
 # What each placement's picture shows, left to right: (branch, shortcut, behind the join); "*" is the new block.
 # An empty shortcut is a plain wire, None means that the block has no join.
@@ -31,11 +32,11 @@ BOX, HIGH, WIRE = 62, 28, 20
 def squares(decisions: Iterable[Decision], label: str) -> Markup:
     """One square for each site in order of execution: filled where a block was inserted."""
     marks = list(decisions)
-    rows = -(-len(marks) // ACROSS)
-    across = min(len(marks), ACROSS)
+    across = min(len(marks), FEW if len(marks) <= 4 * FEW else MANY)
+    rows = -(-len(marks) // across)
     parts = []
     for i, decision in enumerate(marks):
-        x, y = (i % ACROSS) * (CELL + GAP), (i // ACROSS) * (CELL + GAP)
+        x, y = (i % across) * (CELL + GAP), (i // across) * (CELL + GAP)
         parts.append(
             Markup('<g class="{}"><title>{}: {}</title><rect x="{}" y="{}" width="{}" height="{}" rx="3"/></g>').format(
                 decision.status,
