@@ -15,6 +15,7 @@ from torch import nn
 
 from se_inject import baseline, budget, splice, verify
 from se_inject.decide import Alternatives, Budget, decide
+from se_inject.drawing import drawings
 from se_inject.errors import PlanMismatchError, SEInjectError
 from se_inject.fingerprint import fingerprint
 from se_inject.guard import unwrap
@@ -210,7 +211,10 @@ def realise(
         if inplace:
             splice.remove_last(result)
         raise
-    report = Report(made, before, after, sites, checks, versions=versions(base), rewritten=rewritten(result))
+    report = Report(
+        made, before, after, sites, checks, versions=versions(base), rewritten=rewritten(result),
+        graphs=drawings(planned.found, made.insertions),
+    )  # fmt: skip
     return Injection(result, made, report, inputs, base)
 
 

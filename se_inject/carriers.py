@@ -200,6 +200,9 @@ def _read(cls: type) -> set[str]:
 def _slot(index: Index, call: Call, node: fx.Node) -> str | None:
     """The attribute to fill: an ``Identity`` that runs exactly here, or a ``None`` that would, when it is filled."""
     module, names = call.module, _read(type(call.module))
+    if type(module).forward is nn.Sequential.forward:  # its children run one after another, under any name
+        found = (name for name, child in module.named_children() if type(child) is nn.Identity)
+        return next((name for name in found if _reaches(node, _path(call, name))), None)
     for name in SLOTS:
         if name not in names or not hasattr(module, name):
             continue

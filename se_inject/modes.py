@@ -75,7 +75,7 @@ def _flags(module: nn.Module) -> frozenset[Any]:
 
 
 def _places(call: Call) -> set[Any]:
-    return {(node.meta.get("spot"), node.target) for node in call.graph.nodes}
+    return {(node.meta.get("spot"), node.target) for node in call.graph.nodes if node.op.startswith("call")}
 
 
 def _of(site: Site, found: Found) -> set[Any]:

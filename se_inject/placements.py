@@ -168,9 +168,7 @@ def conv(flow: Flow, call: Call) -> Iterator[Candidate]:
         layer = _unit(node)
         if layer is None or flow.branched(call, node) or area(node) == 1:
             continue  # (a map of one position belongs to a squeeze, or to the classifier)
-        place, current = node, node
-        while len(current.users) == 1 and _tail(user := next(iter(current.users))):
-            place, current = (place if passes(user) else user), user
+        place = _behind(node, _tail)
         reason = gated(place) or gated_next(place)
         yield Candidate("conv", call, place, layer.inputs, None, layer.kernel, layer.depthwise, gated=reason)
 
@@ -235,10 +233,11 @@ def _summed(flow: Flow, call: Call, node: fx.Node) -> bool:
 
 
 def _behind(node: fx.Node, passes_on: Callable[[fx.Node], bool]) -> fx.Node:
-    """The last value of the chain of single users for which ``passes_on`` holds."""
+    """The last value of the chain of single users for which ``passes_on`` holds, before trailing identities."""
+    place = node
     while len(node.users) == 1 and passes_on(user := next(iter(node.users))):
-        node = user
-    return node
+        node, place = user, (place if passes(user) else user)
+    return place
 
 
 def _acts(node: fx.Node) -> bool:

@@ -41,7 +41,7 @@ PRESETS: dict[str, Preset] = {
         {
             "placement": "inner",
             "depthwise": True,
-            "block": {"rd_ratio": 0.25, "rd_divisor": 8, "gate": "hardsigmoid"},
+            "block": {"rd_ratio": 0.25, "rd_divisor": 8, "rd_round_limit": 0.9, "gate": "hardsigmoid"},
         },
         "after the depthwise convolution, a quarter of its own channels, hard sigmoid",
         "Howard et al., Searching for MobileNetV3, arXiv 1905.02244",

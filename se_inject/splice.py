@@ -148,7 +148,7 @@ def _carrier(decision: Decision) -> Any:
     carrier = decision.site.carrier
     if carrier is None:
         raise PlanMismatchError(f"the plan inserts at {decision.site.id}, but says not how")
-    if not is_name(carrier.name.rpartition(".")[2]):
+    if not is_name(carrier.name.rpartition(".")[2]) and not (carrier.kind == "slot" and carrier.name.isdecimal()):
         raise PlanMismatchError(f"the plan names a new child {carrier.name!r}, which is not a name")
     return carrier
 

@@ -132,6 +132,15 @@ def groups(decisions: Iterable[Decision]) -> list[Group]:
     return [Group(reason, tuple(ids)) for reason, ids in sorted(found.items(), key=lambda item: -len(item[1]))]
 
 
+def changes(decisions: Iterable[Decision]) -> dict[tuple[str, str, str, str], list[Decision]]:
+    """(class, carrier, placement, block) -> the sites that are changed in this way."""
+    found: dict[tuple[str, str, str, str], list[Decision]] = {}
+    for d in decisions:
+        kind: str = d.site.carrier.kind if d.site.carrier else ""
+        found.setdefault((d.site.cls, kind, d.site.placement, d.block), []).append(d)
+    return found
+
+
 def total_rows(report: Report) -> list[TotalRow]:
     table = (
         ("parameters", "parameters", count),

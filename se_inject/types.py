@@ -192,6 +192,16 @@ class Check:
 
 
 @dataclass(frozen=True)
+class GraphNode:
+    """One node of a graph that the report draws."""
+
+    name: str
+    label: str
+    inputs: tuple[str, ...] = ()
+    new: bool = False  # the inserted block
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A file that was written, by its path in the output folder."""
 
@@ -213,6 +223,7 @@ class Report:
     versions: dict[str, str] = field(default_factory=dict)
     artifacts: tuple[Artifact, ...] = ()
     rewritten: dict[str, str] = field(default_factory=dict)  # class -> its generated source
+    graphs: dict[str, tuple[GraphNode, ...]] = field(default_factory=dict)  # site -> the graph around it, block included
     schema: int = SCHEMA_VERSION
 
     def _repr_html_(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from se_inject.blocks.parts import GATES
 from se_inject.types import Site
 
-WIDTH = ("rd_ratio", "rd_channels", "rd_divisor", "rd_min", "rd_base")
+WIDTH = ("rd_ratio", "rd_channels", "rd_divisor", "rd_min", "rd_base", "rd_round_limit")
 SQUEEZES = ("mean", "max", "mean+max")
 GATE_AT_ZERO = {"sigmoid": 0.5, "hardsigmoid": 0.5, "tanh1": 1.0}
 
@@ -57,7 +57,8 @@ def width(site: Site, options: Options, *, ratio: float = 1 / 16, divisor: int =
     divisor = whole(options, "rd_divisor", divisor)
     minimum = whole(options, "rd_min", minimum)
     ratio = number(options, "rd_ratio", ratio, low=0, high=8, hint=" (1/16 is 0.0625)")
-    return given or make_divisible(base(site, options) * ratio, divisor, minimum)
+    limit = number(options, "rd_round_limit", 1e-9, low=0, high=1, hint=", at most 1 (MobileNetV3 has 0.9)")
+    return given or make_divisible(base(site, options) * ratio, divisor, minimum, limit)
 
 
 def base(site: Site, options: Options) -> int:

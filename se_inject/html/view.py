@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from se_inject import tables
 from se_inject.html import charts, diagram
+from se_inject.html.graph import graph
 from se_inject.html.methods import Line, diff
 from se_inject.types import Decision, Plan, Report, Site, SiteCost
 
@@ -63,6 +64,8 @@ class Change:
     how: str
     before: Markup
     after: Markup
+    graph_before: Markup
+    graph_after: Markup
     source: str
     lines: tuple[Line, ...]
 
@@ -178,20 +181,18 @@ def _chart(plan: Plan, costs: Sequence[SiteCost], name: str, field: str, unit: C
 
 def _changes(report: Report) -> tuple[list[Change], list[tuple[str, tuple[Line, ...]]]]:
     """Every distinct change, and the generated sources that belong to none of them."""
-    groups: dict[tuple[str, str, str, str], list[Decision]] = {}
-    for d in report.plan.insertions:
-        kind: str = d.site.carrier.kind if d.site.carrier else ""
-        groups.setdefault((d.site.cls, kind, d.site.placement, d.block), []).append(d)
     left = dict(sorted(report.rewritten.items()))
     inside = {d.site.carrier.name for d in report.plan.insertions if d.site.carrier}
     changes = []
-    for (cls, kind, placement, block), group in groups.items():
+    for (cls, kind, placement, block), group in tables.changes(report.plan.insertions).items():
         key = next((k for k in left if k.partition(" (")[0] == f"SE{cls}"), "") if kind == "source" else ""
         names = {d.site.carrier.name for d in group if d.site.carrier}
+        nodes = next((report.graphs[d.site.id] for d in group if report.graphs.get(d.site.id)), ())
         changes.append(
             Change(
                 cls, placement, len(group), group[0].site.id, CARRIED.get(kind, ""),
                 diagram.placement(placement, block, after=False), diagram.placement(placement, block),
+                graph(nodes, after=False) if nodes else Markup(""), graph(nodes) if nodes else Markup(""),
                 key, diff(left.pop(key), names) if key else (),
             )
         )  # fmt: skip
