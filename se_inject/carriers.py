@@ -202,12 +202,12 @@ def _slot(index: Index, call: Call, node: fx.Node) -> str | None:
     module, names = call.module, _read(type(call.module))
     if type(module).forward is nn.Sequential.forward:  # its children run one after another, under any name
         found = (name for name, child in module.named_children() if type(child) is nn.Identity)
-        return next((name for name in found if _reaches(node, _path(call, name))), None)
+        return next((name for name in found if reaches(node, _path(call, name))), None)
     for name in SLOTS:
         if name not in names or not hasattr(module, name):
             continue
         value = getattr(module, name)
-        if type(value) is nn.Identity and _reaches(node, _path(call, name)):
+        if type(value) is nn.Identity and reaches(node, _path(call, name)):
             return name
         if value is None:
             # One trial for each kind of block: the same class, called to the same effect.
@@ -232,7 +232,7 @@ def _try_slot(index: Index, call: Call, node: fx.Node, name: str) -> str | None:
         again = record(names, module, Inputs(call.args, call.kwargs))[0]
         same = [n for n in again.graph.nodes if n.meta.get("spot") == node.meta.get("spot") and n.op == node.op]
         extra = len(again.graph.nodes) - len(call.graph.nodes)
-        return name if len(same) == 1 and extra == 1 and _reaches(same[0], _path(call, name)) else None
+        return name if len(same) == 1 and extra == 1 and reaches(same[0], _path(call, name)) else None
     except Exception:  # the forward does something else with a filled slot: then it is not one
         return None
     finally:
@@ -244,7 +244,7 @@ def _path(call: Call, name: str) -> str:
     return f"{call.path}.{name}" if call.path else name
 
 
-def _reaches(node: fx.Node, path: str) -> bool:
+def reaches(node: fx.Node, path: str) -> bool:
     """Whether the value goes to the Identity at ``path``, and to nothing else, through other identities at most."""
     while len(node.users) == 1:
         node = next(iter(node.users))

@@ -108,6 +108,7 @@ def _with_checkpoint(
     if lacks_values(model, keys.tensors):
         model = build()
     fit = assign(model, keys, allow_missing, what=str(path))
+    relaid = _contiguous(model)
     return model, {
         "weights": "checkpoint",
         "file": Path(path).name,
@@ -119,8 +120,18 @@ def _with_checkpoint(
         "ignored": [*content.ignored, *keys.dropped],
         "missing": list(fit.missing),
         "dtypes": fit.dtypes,
+        "relaid": relaid,
         "unsafe_globals": list(content.globals),
     }
+
+
+def _contiguous(model: nn.Module) -> int:
+    """Give tensors that the file holds in another order of memory (converted from TensorFlow, channels last) the usual
+    one, and say how many: a layout chooses the kernel that rounds, and what is written holds values alone."""
+    strided = [t for t in (*model.parameters(), *model.buffers()) if not t.is_contiguous()]
+    for tensor in strided:
+        tensor.data = tensor.data.contiguous()
+    return len(strided)
 
 
 def _sha256(path: str | os.PathLike[str]) -> str:

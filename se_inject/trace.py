@@ -17,16 +17,18 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._device import _device_constructors
 
 from se_inject.errors import TraceError
 from se_inject.inputs import Inputs
@@ -34,6 +36,7 @@ from se_inject.skeleton import share, skeleton, tensors, to_meta
 
 TORCH_DIR = os.path.dirname(torch.__file__) + os.sep  # not torchvision
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+SHAPE_KEPT = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm}
 # Values that an fx node may hold as they are; anything else is written as its type's name.
 PLAIN = (int, float, str, bool, type(None), torch.dtype, torch.device, torch.memory_format, torch.layout, complex)
 
@@ -148,8 +151,7 @@ def record(names: Names, module: nn.Module, inputs: Inputs) -> list[Call]:
             handles.append(child.register_forward_pre_hook(recorder.enter, with_kwargs=True))
             # Called after an exception too: a forward may catch it and go on.
             handles.append(child.register_forward_hook(recorder.leave, with_kwargs=True, always_call=True))
-        device = torch.device("meta") if names.meta else nullcontext()
-        with torch.inference_mode(False), torch.no_grad(), undisturbed(), device, recorder:
+        with torch.inference_mode(False), torch.no_grad(), undisturbed(), recorder:
             module(*inputs.args, **inputs.kwargs)
     finally:
         for handle in handles:
@@ -164,7 +166,7 @@ class Recorder(TorchFunctionMode):
 
     def __init__(self, names: Names) -> None:
         super().__init__()
-        self.paths, self.constants = names.paths, names.constants
+        self.paths, self.constants, self.meta = names.paths, names.constants, names.meta
         self.calls: list[Call] = []
         self.stack: list[Call] = []
         self.pending: list[tuple[Any, Any, Spot | None, dict[int, int | None], str]] = []
@@ -227,10 +229,10 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if self.leaf or not self.stack:
-            return func(*args, **kwargs)
+            return self._compute(func, args, kwargs)
         versions = {id(t): version(t) for t in _tensors((args, kwargs))}
         call = self.stack[-1]
-        result = func(*args, **kwargs)
+        result = self._compute(func, args, kwargs)
         kind, target = describe(func, args)
         if target is operator.setitem and isinstance(args[0], torch.Tensor):
             results: Any = args[0]
@@ -250,6 +252,15 @@ class Recorder(TorchFunctionMode):
         return result if target is operator.setitem else new
 
     # -- helpers ----------------------------------------------------------------------------------------------------
+    def _compute(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self.meta:
+            return func(*args, **kwargs)
+        if func in SHAPE_KEPT and args and args[0].is_meta:
+            return torch.empty_like(args[0])  # its meta kernel is written in Python, and takes half the time of a trace
+        if func in _device_constructors() and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
     def interpret(self, module: fx.GraphModule) -> None:
         """Let the skeleton's ``GraphModule`` run node by node, so that each record names the node it came from."""
         recorder, parameters = self, inspect.signature(type(module).forward)

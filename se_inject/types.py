@@ -223,7 +223,7 @@ class Report:
     versions: dict[str, str] = field(default_factory=dict)
     artifacts: tuple[Artifact, ...] = ()
     rewritten: dict[str, str] = field(default_factory=dict)  # class -> its generated source
-    graphs: dict[str, tuple[GraphNode, ...]] = field(default_factory=dict)  # site -> the graph around it, block included
+    graphs: dict[str, tuple[GraphNode, ...]] = field(default_factory=dict)  # site -> the graph around it
     schema: int = SCHEMA_VERSION
 
     def _repr_html_(self) -> str:

@@ -5,6 +5,7 @@ else changed. Each returns a ``Check`` with its figures; modes, buffers, gradien
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,9 +73,13 @@ def _compare(name: str, before: Run, after: Run) -> Check:
     if buffers:
         return Check(name, False, f"after one step {len(buffers)} buffers differ, the first is {buffers[0]}")
     if not all(torch.isfinite(t).all() for t in before.outputs if t.is_floating_point()):
-        return Check(name, True, f"{len(before.outputs)} tensors bit-equal (the original's hold NaN or infinity)")
+        return Check(name, True, f"{_count(before.outputs)} bit-equal (the original's hold NaN or infinity)")
     tail = f", {len(before.buffers)} buffers equal after one step" if before.buffers else ""
-    return Check(name, True, f"{len(before.outputs)} tensors bit-equal{tail}")
+    return Check(name, True, f"{_count(before.outputs)} bit-equal{tail}")
+
+
+def _count(tensors: Sequence[torch.Tensor]) -> str:
+    return "1 tensor" if len(tensors) == 1 else f"{len(tensors)} tensors"
 
 
 def same(a: torch.Tensor, b: torch.Tensor | None) -> bool:
@@ -107,7 +112,7 @@ def against_baseline(model: nn.Module, inputs: Inputs | None, plan: Plan) -> Che
     if after.failure:
         return Check(name, False, after.failure)
     if tuple(digest(t) for t in after.outputs) == plan.baseline.outputs:
-        return Check(name, True, f"{len(after.outputs)} tensors bit-equal to the original's")
+        return Check(name, True, f"{_count(after.outputs)} bit-equal to the original's")
     if len(after.outputs) != len(plan.baseline.outputs):
         return Check(name, False, f"{len(plan.baseline.outputs)} tensors before, {len(after.outputs)} after")
     if not plan.baseline.samples:

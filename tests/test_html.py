@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from dataclasses import replace
@@ -17,10 +18,12 @@ from se_inject import tables
 from se_inject.cli import main
 from se_inject.errors import VerifyError
 from se_inject.html import diagram, notebook, view
+from se_inject.html.graph import STEP, graph, without
 from se_inject.html.methods import diff
 from se_inject.html.page import digest, to_html
 from se_inject.placements import PLACEMENTS
-from se_inject.types import Check, Report, SiteCost
+from se_inject.report import from_json, to_json
+from se_inject.types import Check, GraphNode, Report, SiteCost
 from tests import tiny
 from tests.test_report import EVIL, evil, insert, sample, site
 
@@ -254,6 +257,77 @@ def test_every_placement_has_a_picture(name: str) -> None:
     before, after = (diagram.placement(name, "se", after=after) for after in (False, True))
     assert ("new" in after) is (name in PLACEMENTS)
     assert 'class="new"' not in before
+
+
+# ---------------------------------------------------------------- graphs
+
+
+def nodes_of(block: Any, rules: Any = "standard") -> tuple[GraphNode, ...]:
+    (nodes,) = tiny.inject(tiny.net(block), rules).report.graphs.values()
+    return nodes
+
+
+def test_graph_of_a_block() -> None:
+    nodes = {node.name: node for node in nodes_of(tiny.Residual)}
+    assert [n.label for n in nodes.values() if n.new] == ["se"]
+    assert nodes["+"].inputs == ("bn2",) and nodes["add"].inputs == ("arg0", "+")
+    before = {node.name: node for node in without(tuple(nodes.values()))}
+    assert "+" not in before and before["add"].inputs == ("arg0", "bn2")
+
+
+def test_graph_of_one_user_alone() -> None:
+    """`pre` gates what the branch takes, and not what the shortcut takes."""
+    nodes = {node.name: node for node in nodes_of(tiny.Residual, "pre")}
+    assert nodes["conv1"].inputs == ("+",) and nodes["add"].inputs == ("arg0", "bn2")
+
+
+def test_graphs_are_drawn_once_for_each_change() -> None:
+    report = tiny.inject(tiny.net(n=3)).report
+    assert list(report.graphs) == ["blocks.0:standard"]
+    assert from_json(to_json(report)) == report
+    page = Page(to_html(report))
+    assert [v for v in page.value("svg", "class") if v == "graph"] == ["graph"] * 2
+
+
+def test_long_graphs_are_cut_around_the_block() -> None:
+    class Long(tiny.Residual):
+        def forward(self, x):
+            y = x
+            for _ in range(40):
+                y = y * 1.5
+            return self.bn2(self.conv2(self.first(y))) + x
+
+    nodes = nodes_of(Long)
+    assert 10 < len(nodes) < 30 and sum(node.new for node in nodes) == 1
+    names = {node.name for node in nodes}
+    assert all(name in names for node in nodes for name in node.inputs)
+
+
+def test_edges_in_one_lane_do_not_overlap() -> None:
+    nodes = [GraphNode(str(i), "n", tuple(str(j) for j in range(i))) for i in range(7)]
+    paths = re.findall(r'd="M[\d.]+ (\d+)H(\d+)V(\d+)H', graph(nodes))
+    assert len(paths) == 15
+    lanes: dict[str, list[tuple[int, int]]] = {}
+    for start, lane, end in paths:
+        lanes.setdefault(lane, []).append((int(start), int(end)))
+    for edges in lanes.values():
+        edges.sort()
+        assert all(a[1] <= b[0] + STEP for a, b in itertools.pairwise(edges))
+
+
+@pytest.mark.parametrize("text", [*EVIL, *MORE_EVIL], ids=ascii)
+def test_labels_of_graphs_are_text(text: str) -> None:
+    def nodes(label: str) -> tuple[GraphNode, ...]:
+        return (
+            GraphNode(label, label),
+            GraphNode("b", label, (label, "nobody")),
+            GraphNode("+", label, ("b",), new=True),
+        )
+
+    first = sample().plan.insertions[0].site.id
+    made = to_html(replace(sample(), graphs={first: nodes(text)}))
+    assert shape(made) == shape(to_html(replace(sample(), graphs={first: nodes("harmless")})))
+    assert all(c.isprintable() or c == "\n" for c in made)
 
 
 # ---------------------------------------------------------------- names that nobody should trust

@@ -414,6 +414,7 @@ def test_what_the_report_says(load_net: Loader) -> None:
         "ignored": [],
         "missing": [],
         "dtypes": {"float32": 6},
+        "relaid": 0,
         "unsafe_globals": [],
     }
 
@@ -675,3 +676,16 @@ def test_third_party_weights() -> None:
     )
     assert (loaded.source["kind"], loaded.source["dtypes"]) == ("torch-legacy", {"float32": 247})
     assert sum(p.numel() for p in loaded.model.parameters()) == 4_652_008
+
+
+def test_tensors_in_another_order_of_memory_are_laid_out_anew(tmp_path: Path) -> None:
+    """Converted checkpoints hold permuted kernels: another kernel, another rounding, once the file is written again."""
+    state = timm.create_model("resnet10t").state_dict()
+    strided = {
+        k: t.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0) if t.dim() == 4 else t for k, t in state.items()
+    }
+    torch.save(strided, tmp_path / "permuted.pth")
+    loaded = load_model("timm:resnet10t", checkpoint=tmp_path / "permuted.pth")
+    assert loaded.source["relaid"] > 0
+    for name, tensor in loaded.model.state_dict().items():
+        assert tensor.is_contiguous() and torch.equal(tensor, state[name])

@@ -1,0 +1,171 @@
+"""Leave-SE-out over the zoos: take the attention out of every architecture that has it, and find the places again.
+
+    python benchmarks/leave_se_out.py [GLOB] [-o docs/leave-se-out.md]
+
+Runs on meta tensors, needs no weights. A gate counts as found when a site of `standard`, `inner`, `concat` or `sum`
+stands exactly where it stood; sites beyond them are places of the same kind that the architecture left without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import timm
+import torch
+import torchvision
+from rich.progress import track
+from torch import nn
+
+from se_inject.carriers import reaches
+from se_inject.inputs import resolve
+from se_inject.ops import chain
+from se_inject.sites import find
+from se_inject.trace import Trace, trace
+
+PLACEMENTS = ("standard", "inner", "concat", "sum")
+TORCHVISION = ("efficientnet*", "mobilenet_v3*", "regnet_y*")
+
+
+@dataclass
+class Row:
+    """One architecture: gates it came with, those found again by placement, places beyond them."""
+
+    name: str
+    family: str
+    gates: int = 0
+    found: dict[str, int] = field(default_factory=dict)
+    missed: list[str] = field(default_factory=list)
+    beyond: int = 0
+    seconds: float = 0.0
+    reason: str = ""
+
+
+def gates(recorded: Trace) -> list[str]:
+    """Paths of the modules whose output is a gate of their input, outermost, in order of execution."""
+    found: list[str] = []
+    for call in recorded.calls:
+        if any(call.path.startswith(f"{path}.") for path in found):
+            continue
+        for node in call.graph.nodes:
+            if node.op == "call_module" and node.meta["path"] not in found:
+                kinds = {o.kind for o in chain(node)}
+                if "gate" in kinds and kinds <= {"gate", "pass"}:
+                    found.append(node.meta["path"])
+    return found
+
+
+def leave_out(model: nn.Module, paths: list[str]) -> None:
+    for path in paths:
+        parent, _, name = path.rpartition(".")
+        model.get_submodule(parent).add_module(name, nn.Identity())
+
+
+def examine(name: str, family: str, model: nn.Module, size: tuple[int, ...]) -> Row:
+    row, start = Row(name, family), time.perf_counter()
+    inputs = resolve(model.eval(), size)
+    paths = gates(trace(model, inputs))
+    row.gates = len(paths)
+    if paths:
+        leave_out(model, paths)
+        found = find(trace(model, inputs), PLACEMENTS)
+        left, taken = set(paths), Counter[str]()
+        for site in found.sites:
+            _, node, user = found.places[site.id][0]
+            here = next((path for path in left if user is None and reaches(node, path)), None)
+            if here is None:
+                row.beyond += 1
+            else:
+                left.discard(here)
+                taken[site.placement] += 1
+        row.found, row.missed = dict(taken), sorted(left)
+    row.seconds = round(time.perf_counter() - start, 2)
+    return row
+
+
+def architectures(pattern: str) -> Iterator[tuple[str, str]]:
+    for name in timm.list_models():
+        if fnmatch.fnmatch(name, pattern):
+            yield f"timm:{name}", timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
+    for name in torchvision.models.list_models(module=torchvision.models):
+        if fnmatch.fnmatch(name, pattern) and any(fnmatch.fnmatch(name, t) for t in TORCHVISION):
+            yield f"torchvision:{name}", f"torchvision {name.partition('_')[0]}"
+
+
+def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+    library, _, model = name.partition(":")
+    with torch.device("meta"):
+        if library == "timm":
+            made = timm.create_model(model)
+            return made, tuple(made.pretrained_cfg["input_size"])
+        return torchvision.models.get_model(model, weights=None), (3, 224, 224)
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: one line for each family, then every gate that was missed."""
+    having = [row for row in rows if row.gates]
+    total, missed = sum(r.gates for r in having), sum(len(r.missed) for r in having)
+    lines = [
+        "# Leave-SE-out",
+        "",
+        "Made by `python benchmarks/leave_se_out.py`. Of every architecture that comes with channel attention, the "
+        "attention is taken out (an `Identity` in its place) and the sites of `standard`, `inner`, `concat` and `sum` "
+        "are searched. *found*: a site stands exactly where a gate stood. *beyond*: places of the same kind that the "
+        "architecture left without attention.",
+        "",
+        f"{len(rows)} architectures looked at, {len(having)} with attention, {total:,} gates, "
+        f"**{total - missed:,} found ({100 * (total - missed) / max(total, 1):.2f} %)**, {missed:,} missed.",
+        "",
+        "| family | architectures | gates | found | by placement | beyond |",
+        "|---|---:|---:|---:|---|---:|",
+    ]
+    for family in sorted({row.family for row in having}):
+        group = [row for row in having if row.family == family]
+        by = Counter[str]()
+        for row in group:
+            by.update(row.found)
+        count = sum(row.gates for row in group)
+        where = ", ".join(f"{k} {v:,}" for k, v in sorted(by.items()))
+        beyond = sum(row.beyond for row in group)
+        lines.append(f"| {family} | {len(group)} | {count:,} | {sum(by.values()):,} | {where} | {beyond:,} |")
+    misses = [(row.name, row.missed) for row in having if row.missed]
+    if misses:
+        lines += ["", "## Missed", "", "| architecture | gates | where |", "|---|---:|---|"]
+        lines += [f"| {name} | {len(paths)} | `{paths[0]}`{' …' if paths[1:] else ''} |" for name, paths in misses]
+    failed = [row for row in rows if row.reason]
+    if failed:
+        lines += ["", "## Not examined", "", "| architecture | reason |", "|---|---|"]
+        lines += [f"| {row.name} | {row.reason} |" for row in failed]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("pattern", nargs="?", default="*")
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--json", type=Path, help="the rows as JSON")
+    options = parser.parse_args()
+    rows = []
+    warnings.simplefilter("ignore")
+    for name, family in track(list(architectures(options.pattern)), "leave-SE-out"):
+        try:
+            rows.append(examine(name, family, *build(name)))
+        except Exception as error:  # one architecture must not end the sweep
+            rows.append(Row(name, family, reason=(str(error).splitlines() or [type(error).__name__])[0][:160]))
+    text = table(rows)
+    print(text)
+    if options.output:
+        options.output.write_text(text)
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+
+
+if __name__ == "__main__":
+    main()
