@@ -7,6 +7,7 @@ the child whose output the place is (a loop hides the expression), and for a ``G
 from __future__ import annotations
 
 import ast
+import copy
 import operator
 from collections import Counter
 from dataclasses import replace
@@ -18,7 +19,7 @@ from torch.nn.utils import parametrize
 from se_inject.inputs import Inputs
 from se_inject.ops import HOMOGENEOUS, data, op, result, steps
 from se_inject.source import current_code, method_source, parse, position, taken
-from se_inject.trace import CONTAINERS, TORCH_DIR, Call, Names, Spot, Trace, methods, record
+from se_inject.trace import CONTAINERS, TORCH_DIR, Call, Spot, Trace, methods, record
 from se_inject.types import Carrier, Position
 
 SLOTS = ("se", "attn")  # what the zoos call the attribute that holds channel attention
@@ -30,7 +31,6 @@ class Index:
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
-        self.names = Names(trace.root)
         self.runs: Counter[str] = Counter()  # module path -> calls in one forward
         self.spots: Counter[tuple[Call, Any]] = Counter()  # (call, expression) -> nodes that it made
         self.ran: Counter[Any] = Counter()  # (module path, expression, what it calls) -> times in one forward
@@ -225,10 +225,9 @@ def _try_slot(index: Index, call: Call, node: fx.Node, name: str) -> str | None:
     module = call.module
     registered = name in module._modules
     setattr(module, name, filler := nn.Identity())
-    names = Names(index.trace.root)
+    names = copy.copy(index.trace.names)
+    names.paths = {**names.paths, id(filler): _path(call, name)}
     try:
-        if names.paths.get(id(filler)) != _path(call, name):
-            return None
         again = record(names, module, Inputs(call.args, call.kwargs))[0]
         same = [n for n in again.graph.nodes if n.meta.get("spot") == node.meta.get("spot") and n.op == node.op]
         extra = len(again.graph.nodes) - len(call.graph.nodes)

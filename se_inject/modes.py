@@ -9,7 +9,9 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from se_inject.inputs import Inputs
 from se_inject.ops import data, op
@@ -25,7 +27,6 @@ def train_only(trace: Trace, found: Found, placements: Collection[str] = AUTO) -
     owners = {site.owner for site in found.sites}
     notes: dict[str, str] = {}
     extra: dict[str, Site] = {}
-    names = Names(trace.root)
     same: set[Any] = set()  # kinds of modules that go the same way in both modes: of each, one is recorded
     by_path: dict[str, list[Call]] = {}
     for call in trace.calls:
@@ -36,7 +37,9 @@ def train_only(trace: Trace, found: Found, placements: Collection[str] = AUTO) -
             continue
         in_eval = {place for c in (call, *others) for place in _places(c)}
         kind = (cls, _flags(call.module), frozenset(in_eval))
-        training = _in_training(names, call) if kind not in same else None
+        if kind in same or (not others and _own_places(trace.names, call) == in_eval):
+            continue
+        training = _in_training(trace.names, call)
         if training is None:
             continue
         in_training = _places(training[0])
@@ -55,17 +58,42 @@ def train_only(trace: Trace, found: Found, placements: Collection[str] = AUTO) -
     return Found((*sites, *extra.values()), found.places)
 
 
-def _in_training(names: Names, call: Call) -> list[Call] | None:
+def _in_training(names: Names, call: Call, within: Collection[nn.Module] = ()) -> list[Call] | None:
     """The calls that the module makes in train mode, itself first; None when it does not run so."""
     modes = [(module, module.training) for module in call.module.modules()]
     try:
         call.module.train()
-        return record(names, call.module, Inputs(call.args, call.kwargs))
+        return record(names, call.module, Inputs(call.args, call.kwargs), within)
     except Exception:  # needs targets, or draws on something that the skeleton lacks: said by the output check
         return None
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _own_places(names: Names, call: Call) -> set[Any] | None:
+    """The places of the module's own graph in train mode, when its children return what they did in eval mode: most
+    modules only hand their mode on, and need no second forward of all that is below them."""
+    answers: dict[nn.Module, list[Any]] = {}
+    for child in call.children:
+        answers.setdefault(child.module, []).append(child.output)
+    if any("forward" in module.__dict__ for module in (call.module, *answers)):
+        return None
+    leaves = {node.meta["module"] for node in call.graph.nodes if node.op == "call_module"}
+    try:
+        for module, outputs in answers.items():
+            left = iter(outputs)
+            module.__dict__["forward"] = lambda *args, left=left, **kwargs: _anew(next(left))
+        alone = _in_training(names, call, {call.module, *leaves, *answers})
+    finally:
+        for module in answers:
+            del module.__dict__["forward"]
+    return _places(alone[0]) if alone is not None else None
+
+
+def _anew(value: Any) -> Any:
+    """The same tensors under new names, as another forward would make them."""
+    return pytree.tree_map_only(torch.Tensor, lambda t: t.detach(), value)
 
 
 def _flags(module: nn.Module) -> frozenset[Any]:

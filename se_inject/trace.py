@@ -16,7 +16,7 @@ import operator
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
@@ -65,6 +65,7 @@ class Call:
     graph: fx.Graph = field(default_factory=fx.Graph)
     nodes: dict[int, tuple[torch.Tensor, fx.Node]] = field(default_factory=dict)
     children: dict[Call, fx.Node] = field(default_factory=dict)
+    output: Any = None
     hidden: list[fx.Node] = field(default_factory=list)  # of the parent's graph: what came in inside an object
     node: fx.Node | None = None  # this call, in the parent's graph
 
@@ -83,6 +84,10 @@ class Trace:
     inputs: Inputs
     calls: list[Call]
     notes: list[str] = field(default_factory=list)
+
+    @functools.cached_property
+    def names(self) -> Names:
+        return Names(self.root)
 
 
 class Names:
@@ -139,15 +144,19 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool = False) -> Trace:
         ) from error
 
 
-def record(names: Names, module: nn.Module, inputs: Inputs) -> list[Call]:
-    """The calls that ``module`` makes on ``inputs``, itself first; ``names`` are those of the whole skeleton."""
+def record(names: Names, module: nn.Module, inputs: Inputs, within: Collection[nn.Module] = ()) -> list[Call]:
+    """The calls that ``module`` makes on ``inputs``, itself first; ``names`` are those of the whole skeleton.
+
+    ``within``: the modules to look at, when not all of ``module``'s.
+    """
     recorder = Recorder(names)
     handles: list[Any] = []
-    graph_modules = [m for m in module.modules() if isinstance(m, fx.GraphModule)]
+    modules = within or list(module.modules())
+    graph_modules = [m for m in modules if isinstance(m, fx.GraphModule)]
     try:
         for graph_module in graph_modules:
             recorder.interpret(graph_module)
-        for child in module.modules():
+        for child in modules:
             handles.append(child.register_forward_pre_hook(recorder.enter, with_kwargs=True))
             # Called after an exception too: a forward may catch it and go on.
             handles.append(child.register_forward_hook(recorder.leave, with_kwargs=True, always_call=True))
@@ -208,6 +217,7 @@ class Recorder(TorchFunctionMode):
                 return None
         else:
             call = self.stack.pop()
+            call.output = output
             call.graph.output(self._argument(call, output))
         if not self.stack:
             return None
