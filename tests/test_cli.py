@@ -425,7 +425,7 @@ def test_interrupt_while_loading_leaves_nothing(here: Path) -> None:
             break
         time.sleep(0.05)
     child.send_signal(signal.SIGINT)
-    stdout, stderr = child.communicate(timeout=30)
+    stdout, stderr = child.communicate(timeout=120)
     Path("started").unlink()
     assert (child.returncode, stdout, stderr.strip()) == (1, "", "Aborted!")
     assert tree(here) == before and not Path("deep").exists()

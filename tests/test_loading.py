@@ -407,6 +407,7 @@ def test_what_the_report_says(load_net: Loader) -> None:
         "weights": "checkpoint",
         "file": "net.pt",
         "sha256": hashlib.sha256(load_net.path.read_bytes()).hexdigest(),
+        "bytes": load_net.path.stat().st_size,
         "kind": "torch-zip",
         "unwrapped": ["state_dict"],
         "ema": False,

@@ -141,6 +141,8 @@ def test_the_first_entry_that_matches_decides(spec: list[tuple[str, int, int, in
     placement = "standard" if truth["standard"] else "conv" if truth["conv"] else "sum"
     if not truth[placement]:
         return
+    heads = {d.site.carrier.path[0] for d in se_inject.plan(model, SIZE, placement).insertions if d.site.carrier}
+    order = [pattern for pattern in order if pattern == "*" or heads & set(pattern)]  # others would be an error
     ratios = {pattern: 2.0 ** (i + 1) for i, pattern in enumerate(order)}
     entries = [{"include": f"{pattern}*", "ratio": ratios[pattern]} for pattern in order]
     plan = se_inject.plan(model, SIZE, {"placement": placement, "block": {"rd_divisor": 1}, "sites": entries})
