@@ -18,6 +18,7 @@ _INDEX = {
     "apply": "api",
     "remove": "api",
     "cost": "api",
+    "gate_statistics": "api",
     "save": "api",
     "load": "api",
     "read_plan": "api",
@@ -27,6 +28,7 @@ _INDEX = {
     "Plan": "types",
     "Report": "types",
     "Cost": "types",
+    "GateStats": "types",
     "SEInjectError": "errors",
     "LoadError": "errors",
     "TraceError": "errors",
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from se_inject.api import Injection as Injection
     from se_inject.api import apply as apply
     from se_inject.api import cost as cost
+    from se_inject.api import gate_statistics as gate_statistics
     from se_inject.api import inject as inject
     from se_inject.api import load as load
     from se_inject.api import plan as plan
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
     from se_inject.errors import WriteError as WriteError
     from se_inject.types import BlockSpec as BlockSpec
     from se_inject.types import Cost as Cost
+    from se_inject.types import GateStats as GateStats
     from se_inject.types import Plan as Plan
     from se_inject.types import Report as Report
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from se_inject import baseline, budget, splice, verify
+from se_inject import baseline, budget, gates, splice, verify
 from se_inject.decide import Alternatives, Budget, decide
 from se_inject.drawing import drawings
-from se_inject.errors import PlanMismatchError, SEInjectError
+from se_inject.errors import PlanMismatchError, SEInjectError, TraceError
 from se_inject.fingerprint import fingerprint
 from se_inject.guard import unwrap
 from se_inject.inputs import Inputs, dtype_of, resolve
@@ -26,8 +26,8 @@ from se_inject.policies import needed
 from se_inject.rules import Rules, given, read
 from se_inject.sites import Found, find
 from se_inject.spec import differences
-from se_inject.trace import Trace, trace
-from se_inject.types import Check, Cost, Decision, Plan, Report, SiteCost, to_dict
+from se_inject.trace import Trace, trace, uncollected
+from se_inject.types import Check, Cost, Decision, GateStats, Plan, Report, SiteCost, to_dict
 
 
 @dataclass
@@ -87,8 +87,9 @@ def survey(
 ) -> tuple[Trace, Found, Inputs]:
     """Record one forward and find every site of the placements in it."""
     inputs = resolve(model, example_inputs, seed=seed)
-    recorded = trace(model, inputs)
-    return recorded, train_only(recorded, find(recorded, placements), placements), inputs
+    with uncollected():
+        recorded = trace(model, inputs)
+        return recorded, train_only(recorded, find(recorded, placements), placements), inputs
 
 
 def make_plan(
@@ -213,9 +214,19 @@ def realise(
         raise
     report = Report(
         made, before, after, sites, checks, versions=versions(base), rewritten=rewritten(result),
-        graphs=drawings(planned.found, made.insertions),
+        graphs=drawings(planned.found, made.insertions), gates=_gates(result, inputs) if has_weights else (),
     )  # fmt: skip
     return Injection(result, made, report, inputs, base)
+
+
+def _gates(result: nn.Module, inputs: Inputs) -> tuple[GateStats, ...]:
+    """Gate statistics of a batch that the user gave; noise made from a shape says nothing about the gates."""
+    if inputs.shape is not None:
+        return ()
+    try:
+        return gates.statistics(result, inputs)
+    except TraceError:  # such a model runs in train mode only
+        return ()
 
 
 def _checks(
@@ -241,13 +252,19 @@ def _checks(
 
 
 def rewritten(model: nn.Module) -> dict[str, str]:
-    """Generated class -> its source, for every class in the model."""
-    sources: dict[str, str] = {}
+    """Generated class -> its source, for every class in the model; from the second variant of a class on, numbered."""
+    variants: dict[str, list[str]] = {}
     for module in model.modules():
         source = vars(type(module)).get("se_source")
         if source is not None:
-            sources.setdefault(f"{type(module).__name__} ({vars(type(module))['se_base'].__module__})", source)
-    return sources
+            name = f"{type(module).__name__} ({vars(type(module))['se_base'].__module__})"
+            if source not in variants.setdefault(name, []):
+                variants[name].append(source)
+    return {
+        name if number == 1 else f"{name} {number}": source
+        for name, sources in variants.items()
+        for number, source in enumerate(sources, 1)
+    }
 
 
 def versions(model: nn.Module) -> dict[str, str]:
@@ -284,6 +301,19 @@ def cost(model: nn.Module, example_inputs: Any = None) -> Cost:
     Raises ``TraceError`` when the model does not run on the inputs.
     """
     return measure(unwrap(model), example_inputs).cost
+
+
+def gate_statistics(model: nn.Module, batch: Any) -> tuple[GateStats, ...]:
+    """How far the gates of the inserted blocks are open on a batch, in order; one forward in eval mode.
+
+    ``batch``: a tensor, a tuple of arguments, a dict of keyword arguments, or a shape, for noise. A block without a
+    channel gate has no figures, and its ``note`` says why. Raises ``TraceError`` when the model does not run on it.
+
+    >>> gate_statistics(result.model, images)[0].mean
+    1.0
+    """
+    model = unwrap(model)
+    return gates.statistics(model, resolve(model, batch))
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -327,4 +357,7 @@ def dump(plan: Plan) -> str:
     return json.dumps(to_dict(plan), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
-__all__ = ["Injection", "SEInjectError", "apply", "cost", "inject", "load", "plan", "read_plan", "remove", "save"]
+__all__ = [
+    "Injection", "SEInjectError", "apply", "cost", "gate_statistics", "inject", "load", "plan", "read_plan", "remove",
+    "save",
+]  # fmt: skip

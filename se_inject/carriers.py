@@ -45,7 +45,8 @@ class Index:
                     self.runs[node.meta["path"]] += 1
                 spot: Spot | None = node.meta.get("spot")
                 if spot is not None:
-                    self.spots[call, (spot.code, spot.span)] += 1
+                    # What hands its argument on makes nothing: FloatFunctional ends each operation with an observer.
+                    self.spots[call, (spot.code, spot.span)] += not node.meta.get("identity")
                     self.ran[call.path, spot, node.target] += 1
         for module in trace.root.modules():
             for parameter in module._parameters.values():

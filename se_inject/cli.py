@@ -13,11 +13,12 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from se_inject import __version__
 from se_inject.errors import SEInjectError
@@ -25,8 +26,32 @@ from se_inject.errors import SEInjectError
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
+class Option(click.Option):
+    """An option with the heading under which ``--help`` shows it."""
+
+    def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+
+class Command(click.Command):
+    """Shows its options by section; arguments are in the usage line, and the text says what they are."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in sorted(self.get_params(ctx), key=lambda param: not isinstance(param, Option)):
+            record = param.get_help_record(ctx)
+            if record is not None and isinstance(param, click.Option):
+                sections.setdefault(getattr(param, "section", "Other"), []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
 class Commands(click.Group):
     """Turns a refusal of the library into one line on standard error and exit code 1."""
+
+    command_class = Command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -84,65 +109,85 @@ def register(ctx: click.Context, param: click.Parameter, value: tuple[str, ...])
         import_block(name)
 
 
+def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The names that an option knows, for a shell; where it takes a file too, the files as well."""
+    from se_inject.presets import PRESETS
+    from se_inject.rules import INITS, PLACEMENTS
+
+    known: dict[str | None, Iterable[str]] = {"placement": PLACEMENTS, "init": INITS, "rules": PRESETS}
+    names = [CompletionItem(name) for name in known[param.name] if name.startswith(incomplete)]
+    return names or [CompletionItem(incomplete, type="file")] * (param.name == "rules")
+
+
 def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
     return lambda command: functools.reduce(lambda done, wrap: wrap(done), reversed(decorators), command)
 
 
+of_model = functools.partial(click.option, cls=Option, section="Model")
+of_rules = functools.partial(click.option, cls=Option, section="Rules")
+of_output = functools.partial(click.option, cls=Option, section="Output")
 model_options = options(
     click.argument("model"),
-    click.option(
-        "--model-arg", "model_arg", multiple=True, metavar="KEY=VALUE", help="Constructor option; repeatable."
-    ),
-    click.option("--pretrained", is_flag=True, help="Weights that the library downloads."),
-    click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights from a torch or safetensors file."),
-    click.option("--random-init", is_flag=True, help="Random weights, on purpose."),
-    click.option("--allow-missing", multiple=True, metavar="GLOB", help="Keys the checkpoint may lack; repeatable."),
-    click.option("--ema/--no-ema", default=None, help="Averaged or raw weights, where a checkpoint has both."),
-    click.option("--allow-pickle", is_flag=True, help="Run code that the checkpoint names. Only for files you made."),
-    click.option("--input-size", metavar="C,H,W", help="Size of one input; default: the model's own configuration."),
+    of_model("--model-arg", "model_arg", multiple=True, metavar="KEY=VALUE", help="Constructor option; repeatable."),
+    of_model("--pretrained", is_flag=True, help="Weights that the library downloads."),
+    of_model("--checkpoint", type=click.Path(path_type=Path), help="Weights from a torch or safetensors file."),
+    of_model("--random-init", is_flag=True, help="Random weights, on purpose."),
+    of_model("--allow-missing", multiple=True, metavar="GLOB", help="Keys the checkpoint may lack; repeatable."),
+    of_model("--ema/--no-ema", default=None, help="Averaged or raw weights, where a checkpoint has both."),
+    of_model("--allow-pickle", is_flag=True, help="Run code that the checkpoint names. Only for files you made."),
+    of_model("--input-size", metavar="C,H,W", help="Size of one input; default: the model's own configuration."),
 )
 rule_options = options(
-    click.option("--rules", metavar="FILE|PRESET", help="YAML file of rules, or a preset: `se-inject list presets`."),
-    click.option(
-        "--placement", multiple=True, metavar="NAME", help="auto (default), standard, ...: `se-inject list placements`."
+    of_rules(
+        "--rules",
+        metavar="FILE|PRESET",
+        shell_complete=complete,
+        help="YAML file of rules, or a preset: `se-inject list presets`.",
     ),
-    click.option(
-        "--block", metavar="NAME", help="Which block: `se-inject list blocks`, or pkg.mod:Class.  [default: se]"
+    of_rules(
+        "--placement",
+        multiple=True,
+        metavar="NAME",
+        shell_complete=complete,
+        help="auto (default), standard, ...: `se-inject list placements`.",
     ),
-    click.option("--block-arg", multiple=True, metavar="KEY=VALUE", help="Option of the block: gate=hardsigmoid."),
-    click.option("--ratio", type=float, callback=ratio, help="Channels / reduced channels: 16."),
-    click.option("--init", metavar="NAME", help="identity (default, bit-equal start), absorb, paper."),
-    click.option("--include", multiple=True, metavar="PATTERN", help="Paths to take: glob, or re:... ; repeatable."),
-    click.option("--exclude", multiple=True, metavar="PATTERN", help="Paths to leave out; repeatable."),
-    click.option("--min-channels", type=click.IntRange(min=0), help="Leave out narrower sites."),
-    click.option("--stages", metavar="N,N", help="Only these stages (1 is the largest resolution)."),
-    click.option("--budget", metavar="KEY=SHARE", help="Choose sites and ratios under params=2%,macs=1%."),
-    click.option("--again", is_flag=True, help="Insert at places that are gated already."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of new weights and of the probe."),
+    of_rules("--block", metavar="NAME", help="Which block: `se-inject list blocks`, or pkg.mod:Class.  [default: se]"),
+    of_rules("--block-arg", multiple=True, metavar="KEY=VALUE", help="Option of the block: gate=hardsigmoid."),
+    of_rules("--ratio", type=float, callback=ratio, help="Channels / reduced channels: 16."),
+    of_rules(
+        "--init", metavar="NAME", shell_complete=complete, help="identity (default, bit-equal start), absorb, paper."
+    ),
+    of_rules("--include", multiple=True, metavar="PATTERN", help="Paths to take: glob, or re:... ; repeatable."),
+    of_rules("--exclude", multiple=True, metavar="PATTERN", help="Paths to leave out; repeatable."),
+    of_rules("--min-channels", type=click.IntRange(min=0), help="Leave out narrower sites."),
+    of_rules("--stages", metavar="N,N", help="Only these stages (1 is the largest resolution)."),
+    of_rules("--budget", metavar="KEY=SHARE", help="Choose sites and ratios under params=2%,macs=1%."),
+    of_rules("--again", is_flag=True, help="Insert at places that are gated already."),
+    of_rules("--seed", type=int, default=0, show_default=True, help="Of new weights and of the probe."),
 )
 base_options = options(
-    click.option(
+    of_model(
         "--model", metavar="MODEL", help="pkg.module:factory of the base model, if it is not from timm or torchvision."
     ),
-    click.option("--model-arg", multiple=True, metavar="KEY=VALUE", help="Its constructor options; repeatable."),
-    click.option(
+    of_model("--model-arg", multiple=True, metavar="KEY=VALUE", help="Its constructor options; repeatable."),
+    of_model(
         "--block", multiple=True, metavar="pkg.mod:Class", expose_value=False, callback=register,
         help="A class that the plan names as a block; repeatable.",
     ),
 )  # fmt: skip
 output_options = options(
-    click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables."),
-    click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
+    of_output("--json", "as_json", is_flag=True, help="Print JSON instead of tables."),
+    of_output("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
 )
 
 
 @main.command(short_help="Insert blocks, check, and write the result.", context_settings=CONTEXT)
 @model_options
 @rule_options
-@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Apply this plan.json instead of rules.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option("--force", is_flag=True, help="Replace an earlier output.")
-@click.option("--verify/--no-verify", "check", default=True, show_default=True, help="Run the checks.")
+@of_rules("--plan", "plan_file", type=click.Path(path_type=Path), help="Apply this plan.json instead of rules.")
+@of_output("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@of_output("--force", is_flag=True, help="Replace an earlier output.")
+@of_output("--verify/--no-verify", "check", default=True, show_default=True, help="Run the checks.")
 @output_options
 def convert(model: str, output: Path, force: bool, check: bool, as_json: bool, quiet: bool, **given: Any) -> None:
     """Rewrite MODEL with attention blocks in it, check it, and write it with a report.
@@ -170,10 +215,10 @@ def convert(model: str, output: Path, force: bool, check: bool, as_json: bool, q
 @main.command(short_help="Show where blocks would go, and why.", context_settings=CONTEXT)
 @model_options
 @rule_options
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the plan to this file.")
-@click.option("--force", is_flag=True, help="Replace an earlier plan.")
-@click.option("--all", "show_all", is_flag=True, help="List every skip, not only their number by reason.")
-@click.option("--explain", metavar="PATH", help="Show what was seen in one module, and each decision there.")
+@of_output("-o", "--output", type=click.Path(path_type=Path), help="Write the plan to this file.")
+@of_output("--force", is_flag=True, help="Replace an earlier plan.")
+@of_output("--all", "show_all", is_flag=True, help="List every skip, not only their number by reason.")
+@of_output("--explain", metavar="PATH", help="Show what was seen in one module, and each decision there.")
 @output_options
 def plan(
     model: str,
@@ -245,8 +290,8 @@ def verify(folder: Path, model: str | None, model_arg: tuple[str, ...], as_json:
 @main.command(short_help="Take the blocks out of an output folder.", context_settings=CONTEXT)
 @click.argument("folder", type=click.Path(path_type=Path))
 @base_options
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option("--force", is_flag=True, help="Replace an earlier output.")
+@of_output("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@of_output("--force", is_flag=True, help="Replace an earlier output.")
 @output_options
 def remove(
     folder: Path, output: Path, model: str | None, model_arg: tuple[str, ...], force: bool, as_json: bool, quiet: bool
@@ -269,12 +314,18 @@ def remove(
 
 @main.command(short_help="Show the report of an output folder.", context_settings=CONTEXT)
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option(
-    "--format", "kind", type=click.Choice(["terminal", "md", "json", "html"]), default="terminal", show_default=True
+@of_output(
+    "--format",
+    "kind",
+    type=click.Choice(["terminal", "md", "json", "html"]),
+    metavar="FORMAT",
+    default="terminal",
+    show_default=True,
+    help="terminal, md, json or html.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write it to this file; not for the terminal.")
-@click.option("--force", is_flag=True, help="Replace an earlier file.")
-@click.option("--all", "show_all", is_flag=True, help="List every skip, not only their number by reason.")
+@of_output("-o", "--output", type=click.Path(path_type=Path), help="Write it to this file; not for the terminal.")
+@of_output("--force", is_flag=True, help="Replace an earlier file.")
+@of_output("--all", "show_all", is_flag=True, help="List every skip, not only their number by reason.")
 def report(folder: Path, kind: str, output: Path | None, force: bool, show_all: bool) -> None:
     """Show the report of an output FOLDER.
 
@@ -301,8 +352,8 @@ def report(folder: Path, kind: str, output: Path | None, force: bool, show_all: 
 @main.command("list", short_help="List blocks, placements or models.", context_settings=CONTEXT)
 @click.argument("what", type=click.Choice(["blocks", "placements", "presets", "rules", "models"]))
 @click.argument("pattern", default="*")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--schema", is_flag=True, help="With rules: their JSON Schema, for editors.")
+@of_output("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@of_output("--schema", is_flag=True, help="With rules: their JSON Schema, for editors.")
 def list_(what: str, pattern: str, as_json: bool, schema: bool) -> None:
     """List blocks, placements, presets, the keys of rules, or models by a glob PATTERN.
 

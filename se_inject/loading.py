@@ -113,6 +113,7 @@ def _with_checkpoint(
         "weights": "checkpoint",
         "file": Path(path).name,
         "sha256": _sha256(path),
+        "bytes": os.path.getsize(path),
         "kind": content.kind,
         "unwrapped": list(content.unwrapped),
         "ema": content.ema,

@@ -293,11 +293,34 @@ def steps(node: fx.Node) -> tuple[tuple[Op, fx.Node], ...]:
         found = steps(current) + found
         gated = gate(current)
         if gated is None and len(data(current)) != 1:
-            return ((_no_layer(node, call, own), node),)
+            return ((_side_by_side(call, own) or _no_layer(node, call, own), node),)
         current = gated if gated is not None else data(current)[0]
     if current is None:
         return ((own, node),)
     return found or ((Op("pass", own.name, own.path), node),)
+
+
+def _side_by_side(call: Call, own: Op) -> Op | None:
+    """Convolutions of which each takes a part of the channels, concatenated (MixConv), are one convolution."""
+    last = result(call)
+    if last is None or op(last).kind != "cat" or channel_axis(last) != 1:
+        return None
+    layers, starts = [], set()
+    for operand in data(last):
+        ops = chain(operand)
+        layers += [o for o in ops if o.kind == "conv"]
+        if len(data(operand)) != 1 or [o.kind for o in ops if o.kind not in ("pad", "pass")] != ["conv"]:
+            return None
+        start = data(operand)[0]
+        while op(start).kind == "slice" and data(start):
+            start = data(start)[0]
+        starts.add(start)
+    if len(starts) != 1 or next(iter(starts)).op != "placeholder":
+        return None
+    kernel = max(o.kernel for o in layers)
+    inputs, outputs = sum(o.inputs for o in layers), sum(o.outputs for o in layers)
+    groups = inputs if all(o.depthwise for o in layers) else 1
+    return Op("conv", own.name, own.path, kernel, inputs, outputs, groups)
 
 
 def _no_layer(node: fx.Node, call: Call, own: Op) -> Op:

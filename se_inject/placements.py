@@ -11,7 +11,7 @@ from torch import fx
 
 from se_inject.candidates import Candidate, Flow, area, channels, is_map
 from se_inject.flow import Join, end, gated, gated_next
-from se_inject.ops import Op, chain, channel_axis, data, depth, gate, holds_gate, passes, result, shape
+from se_inject.ops import PRODUCTS, Op, chain, channel_axis, data, depth, gate, holds_gate, passes, result, shape
 from se_inject.trace import Call
 
 
@@ -35,7 +35,7 @@ def inner(flow: Flow, call: Call) -> Iterator[Candidate]:
         if layer is None or not layer.spatial:
             continue
         place, follower, gated_by = _follow(node)
-        if follower is None or not is_map(place):
+        if follower is None or not is_map(place) or _attended(call, place):
             continue
         join = flow.around(call, node)
         yield Candidate(
@@ -85,6 +85,23 @@ def _follow(node: fx.Node) -> tuple[fx.Node, Op | None, str]:
             place = user
         current = user
     return place, None, gated_by
+
+
+def _attended(call: Call, node: fx.Node) -> bool:
+    """Whether the next layer makes the keys or values of an attention: that is no block's projection."""
+    layers, here = 0, call
+    while True:
+        while len(node.users) == 1 and (user := next(iter(node.users))).op != "output":
+            ops = chain(user)
+            if any(o.name in PRODUCTS for o in ops):
+                return True
+            layers += sum(o.kind == "conv" for o in ops)
+            if layers > 1 or any(o.kind in ("add", "mul", "cat", "act", "block", "other", "linear") for o in ops):
+                return False
+            node = user
+        if result(here) is not node or here.node is None or here.parent is None:
+            return False
+        node, here = here.node, here.parent
 
 
 def _blurs(ops: list[Op]) -> bool:
@@ -176,6 +193,8 @@ def conv(flow: Flow, call: Call) -> Iterator[Candidate]:
 def concat(flow: Flow, call: Call) -> Iterator[Candidate]:
     """After the channel concatenation of branches with a common fork (SE-Inception), or after the 1x1 convolution that
     fuses them right away (one-shot aggregation)."""
+    if call.node is not None and _unit(call.node) is not None:
+        return  # the whole call is one convolution (MixConv)
     for group in flow.concats[call]:
         if flow.beside(call, group.node, but=group) is not None:
             continue  # inside a branch of another: once for each multi-branch block

@@ -24,12 +24,14 @@ def choose(placement: tuple[str, ...], sites: tuple[Site, ...]) -> Answers:
 
 def auto(sites: tuple[Site, ...]) -> Answers:
     """Per block: a depthwise convolution with a 1x1 projection takes ``inner``, any other residual block ``standard``,
-    a block of concatenated branches ``concat``; ``conv`` only in a model that has none of these."""
+    a block of concatenated branches ``concat``; ``conv`` only in a model that has none of these. Transformers, whose
+    channels are last, are left alone."""
     fused = {site.id: site.gated for site in sites if site.placement == "concat" and site.gated}
     inner = {
         site.id: site
         for site in sites
         if site.placement == "inner" and site.depthwise and site.projects and site.beside not in fused
+        if not site.obstacle
     }
     by_inner = {site.block for site in inner.values()}
     # What holds a gate already: the block, or the concatenation that it is a branch of.
@@ -42,12 +44,18 @@ def auto(sites: tuple[Site, ...]) -> Answers:
         for site in sites
         if site.placement == "standard" and site.block not in by_inner and not site.nested and site.block not in gates
     }
+    tokens = {site.id for site in sites if site.placement in ("standard", "concat") and site.axis != 1}
     residual = {site.block for site in sites if site.placement == "standard"}
     branches = {site.beside for site in sites if site.id in inner or site.id in standard}
     answers: Answers = {}
     for site in sites:
         if site.beside in fused:
             answers[site.id] = ("", fused[site.beside])
+        elif site.obstacle:
+            answers[site.id] = ("", f"no way to insert: {site.obstacle}")
+        elif site.id in tokens:
+            reason = f"auto: layout {site.layout} is a transformer's; placement {site.placement} takes it"
+            answers[site.id] = ("", site.gated or reason)
         elif site.placement == "inner":
             answers[site.id] = _inner(site, site.id in inner, site.block in residual)
         elif site.placement == "standard":
@@ -55,7 +63,7 @@ def auto(sites: tuple[Site, ...]) -> Answers:
         elif site.placement == "concat":
             answers[site.id] = _concat(site, branches, inner.keys() | standard, gates)
     blocks = [site for site in sites if site.placement != "conv" and answers[site.id][0] and not site.obstacle]
-    if blocks or gates or fused:
+    if blocks or gates or fused or tokens:
         return answers
     return answers | {site.id: ("convolution of a plain chain", "") for site in sites if site.placement == "conv"}
 

@@ -53,6 +53,8 @@ def to_markdown(report: Report) -> str:
     if report.checks:
         rows = ((mark, escape(check), escape(detail)) for mark, check, detail in tables.marks(report.checks))
         parts += ["## Checks", _table(("", "check", "found"), rows)]
+    if report.gates:
+        parts += ["## Gates", escape(tables.GATES), *_gates(report)]
     if notes := tables.notes(plan):
         parts += ["## Notes", _list(escape(note) for note in notes)]
     if report.source:
@@ -84,6 +86,13 @@ def name(text: str) -> str:
 def _bold_sum(report: Report) -> tuple[str, str]:
     row = tables.sum_row(report.sites)
     return f"**{row.parameters}**", f"**{row.macs}**"
+
+
+def _gates(report: Report) -> tuple[str, str]:
+    rows = tables.gate_rows(report)
+    known = [(name(row.block), *row.figures) for row in rows if row.figures]
+    table = _table(tables.GATE_COLUMNS, known, numbers=len(tables.GATE_COLUMNS) - 1) if known else ""
+    return table, _list(f"{name(row.block)}: {escape(row.note)}" for row in rows if row.note)
 
 
 def _group(group: tables.Group) -> str:

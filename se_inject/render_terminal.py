@@ -31,6 +31,9 @@ def to_terminal(report: Report, console: Console, *, all: bool = False) -> None:
     if report.checks:
         console.print()
         render_checks(report.checks, console)
+    if report.gates:
+        console.print()
+        _gates(report, console)
     if report.source:
         console.print()
         _pairs(console, tables.facts(report.source))
@@ -50,6 +53,21 @@ def render_checks(checks: Iterable[Check], console: Console) -> None:
     for mark, name, detail in tables.marks(checks):
         grid.add_row(Text(mark, STYLES[mark]), *_cells(console, (name, detail)))
     console.print(grid)
+
+
+def _gates(report: Report, console: Console) -> None:
+    rows = tables.gate_rows(report)
+    grid = _table(tables.GATE_COLUMNS, numbers=len(tables.GATE_COLUMNS) - 1)
+    for row in rows:
+        if row.figures:
+            grid.add_row(*_cells(console, (row.block, *row.figures)))
+    if grid.row_count:
+        console.print(grid)
+        console.print()
+    for row in rows:
+        if row.note:
+            _print(console, f"{row.block}: {row.note}.")
+    _print(console, tables.GATES, "dim")
 
 
 def _plan(plan: Plan, console: Console, costs: Sequence[SiteCost], every: bool) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import types
+import typing
 from typing import Any
 
 from se_inject.errors import LoadError
@@ -11,9 +14,12 @@ from se_inject.render_terminal import render_checks, render_plan, to_terminal
 from se_inject.tables import check_sums
 from se_inject.types import SCHEMA_VERSION, Report, from_dict, to_dict
 
-__all__ = ["check_sums", "from_json", "render_checks", "render_plan", "to_json", "to_markdown", "to_terminal"]
+__all__ = [
+    "check_sums", "from_json", "render_checks", "render_plan", "schema", "to_json", "to_markdown", "to_terminal",
+]  # fmt: skip
 
 LARGEST = 2**63 - 1
+TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 
 
 def to_json(report: Report) -> str:
@@ -62,3 +68,51 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a key stands twice")
     return found
+
+
+def schema(kind: type = Report) -> dict[str, Any]:
+    """JSON Schema (2020-12) of ``report.json``, or with ``Plan`` of ``plan.json``: what ``from_dict`` reads."""
+    definitions: dict[str, Any] = {}
+    top = _schema(kind, definitions)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"se_inject {kind.__name__.lower()}, schema {SCHEMA_VERSION}",
+        **top,
+        "$defs": dict(sorted(definitions.items())),
+    }
+
+
+def _schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    if kind is Any:
+        return {}
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [_schema(a, definitions) for a in args]}
+    if origin is typing.Literal:
+        return {"enum": list(args)}
+    if origin is tuple:
+        return {"type": "array", "items": _schema(args[0], definitions)}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _schema(args[1], definitions)}
+    if dataclasses.is_dataclass(kind):
+        name = str(getattr(kind, "__name__", kind))
+        if name not in definitions:
+            definitions[name] = {}
+            definitions[name].update(_fields(kind, definitions))
+        return {"$ref": f"#/$defs/{name}"}
+    return {"type": TYPES[kind]}
+
+
+def _fields(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    fields = dataclasses.fields(kind)
+    missing = dataclasses.MISSING
+    properties = {f.name: _schema(hints[f.name], definitions) for f in fields}
+    if "schema" in properties:
+        properties["schema"] = {"const": SCHEMA_VERSION}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [f.name for f in fields if f.default is missing and f.default_factory is missing],
+        "additionalProperties": False,
+    }

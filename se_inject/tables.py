@@ -159,6 +159,33 @@ def total_rows(report: Report) -> list[TotalRow]:
     return rows
 
 
+GATE_COLUMNS = ("gate of", "range", "mean", "std", "min", "max", "closed", "open")
+GATES = (
+    "Of the batch that was given. A channel is closed when the mean of its gate is below 0.1 of the range, and open "
+    "above 0.9."
+)
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """One block; ``figures`` are those of ``GATE_COLUMNS`` after the first, or empty where the note says why."""
+
+    block: str
+    figures: tuple[str, ...]
+    note: str
+
+
+def gate_rows(report: Report) -> list[GateRow]:
+    rows = []
+    for g in report.gates:
+        values = [v for v in (g.mean, g.std, g.min, g.max) if v is not None]
+        shares = [v for v in (g.closed, g.open) if v is not None]
+        figures = (f"0 to {g.highest:g}", *(f"{v:.3f}" for v in values), *(f"{100 * v:.1f} %" for v in shares))
+        complete = len(figures) == len(GATE_COLUMNS) - 1
+        rows.append(GateRow(g.block, figures if complete else (), g.note if complete or g.note else "no figures"))
+    return rows
+
+
 def uncounted(report: Report) -> str:
     calls = report.after.uncounted
     return ", ".join(f"{name} x {n}" for name, n in sorted(calls.items())) or "nothing that this model runs"

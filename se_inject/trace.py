@@ -11,6 +11,7 @@ flow, lists, dicts and result objects need no special case, and every node knows
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import operator
 import os
@@ -375,6 +376,19 @@ class Recorder(TorchFunctionMode):
             direct = direct and code.co_filename.startswith(TORCH_DIR)
             frame = frame.f_back
         return None
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the garbage collector: a trace makes many small objects and frees none, and each of its passes over
+    all of them would cost more the larger the model is."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

@@ -211,6 +211,25 @@ class Artifact:
 
 
 @dataclass(frozen=True)
+class GateStats:
+    """How far the channel gate of one inserted block is open on a batch; no figures where ``note`` says why.
+
+    A channel is closed or open by the mean of its gate over the batch.
+    """
+
+    block: str  # path of the block
+    kind: str  # its class
+    highest: float = 1.0  # the gate lies between 0 and this
+    mean: float | None = None
+    std: float | None = None
+    min: float | None = None
+    max: float | None = None
+    closed: float | None = None  # share of the channels below 0.1 of the range
+    open: float | None = None  # share of the channels above 0.9 of the range
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that the renderers show; they add nothing of their own."""
 
@@ -224,6 +243,7 @@ class Report:
     artifacts: tuple[Artifact, ...] = ()
     rewritten: dict[str, str] = field(default_factory=dict)  # class -> its generated source
     graphs: dict[str, tuple[GraphNode, ...]] = field(default_factory=dict)  # site -> the graph around it
+    gates: tuple[GateStats, ...] = ()  # of the example batch, when it was no mere shape
     schema: int = SCHEMA_VERSION
 
     def _repr_html_(self) -> str:

@@ -106,3 +106,14 @@ def test_demo_output_verifies_and_reverts(demo: tuple[Path, str], tmp_path: Path
     assert all(torch.equal(back[key], value) for key, value in known.items())
     # a checkpoint of an old torch lacks the counters of its batch norms
     assert {key.rpartition(".")[2] for key in back.keys() - known.keys()} <= {"num_batches_tracked"}
+
+
+def test_custom_block(tmp_path: Path) -> None:
+    printed = example("custom_block.py", cwd=tmp_path)
+    assert "the same outputs as before: True" in printed
+    assert "does not start as the identity" in printed
+
+
+def test_budget(tmp_path: Path) -> None:
+    printed = example("budget.py", cwd=tmp_path)
+    assert ", insert: placement standard; budget" in printed and ", skip: budget" in printed

@@ -104,6 +104,9 @@ def context(report: Report) -> dict[str, Any]:
         "count": tables.count,
         "size": tables.size,
         "notes": tables.notes(plan),
+        "gates": tables.gate_rows(report),
+        "gate_columns": tables.GATE_COLUMNS,
+        "gate_note": tables.GATES,
         "source": tables.facts(report.source),
         "rules": tables.facts(plan.rules),
         "model_args": tables.facts(plan.model_args),
@@ -119,8 +122,16 @@ def _added(report: Report, field: str) -> int:
 
 
 def _checkpoint(report: Report) -> tables.TotalRow | None:
-    """Bytes of the weights. What they were before is not on record: the new parameters' bytes are taken off."""
+    """Bytes of the weights. Those before are the checkpoint's, or where there was no file, the new parameters' bytes
+    are taken off."""
     after = next((a.bytes for a in report.artifacts if a.path == WEIGHTS), None)
+    given = report.source.get("bytes")
+    if after is not None and isinstance(given, int) and given > 0:
+        sign = "+" if after >= given else ""
+        return tables.TotalRow(
+            "checkpoint", tables.size(given), tables.size(after), f"{sign}{tables.size(after - given)}",
+            tables.percent(given, after),
+        )  # fmt: skip
     dtype = re.match(r"\w+", tables.inputs(report.plan))
     width = WIDTHS.get(dtype[0], 0) if dtype else 0
     if after is None or not width:
@@ -179,14 +190,21 @@ def _chart(plan: Plan, costs: Sequence[SiteCost], name: str, field: str, unit: C
     return Chart(name, unit(total), stages, charts.columns(bars, f"{name} added by each site, in order"), unit(top))
 
 
+def _source_of(cls: str, names: set[str], sources: dict[str, str]) -> str:
+    """Key of the class's generated source; where there are variants of it, of one that calls all of the children."""
+    keys = [key for key in sources if key.partition(" (")[0] == f"SE{cls}"]
+    fitting = (key for key in keys if all(f"self.{name}(" in sources[key] for name in names))
+    return next(fitting, keys[0] if keys else "")
+
+
 def _changes(report: Report) -> tuple[list[Change], list[tuple[str, tuple[Line, ...]]]]:
     """Every distinct change, and the generated sources that belong to none of them."""
     left = dict(sorted(report.rewritten.items()))
     inside = {d.site.carrier.name for d in report.plan.insertions if d.site.carrier}
     changes = []
     for (cls, kind, placement, block), group in tables.changes(report.plan.insertions).items():
-        key = next((k for k in left if k.partition(" (")[0] == f"SE{cls}"), "") if kind == "source" else ""
         names = {d.site.carrier.name for d in group if d.site.carrier}
+        key = _source_of(cls, names, left) if kind == "source" else ""
         nodes = next((report.graphs[d.site.id] for d in group if report.graphs.get(d.site.id)), ())
         changes.append(
             Change(
