@@ -418,7 +418,13 @@ def test_interrupt_while_loading_leaves_nothing(here: Path) -> None:
     args = ["convert", "cli_nets:slow", "--random-init", "--input-size", "3,16,16", "-o", "deep/er/o"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), "."])}
     child = subprocess.Popen(
-        [sys.executable, "-m", "se_inject", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+        [sys.executable, "-m", "se_inject", *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        # A job in the background of a shell inherits SIGINT as ignored, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for _ in range(600):
         if Path("started").exists():
