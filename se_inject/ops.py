@@ -311,9 +311,11 @@ def _side_by_side(call: Call, own: Op) -> Op | None:
         layers += [o for o in ops if o.kind == "conv"]
         if len(data(operand)) != 1 or [o.kind for o in ops if o.kind not in ("pad", "pass")] != ["conv"]:
             return None
-        start = data(operand)[0]
+        start = part = data(operand)[0]
         while op(start).kind == "slice" and data(start):
             start = data(start)[0]
+        if start is part:
+            return None  # each takes all of it: a block of several branches
         starts.add(start)
     if len(starts) != 1 or next(iter(starts)).op != "placeholder":
         return None

@@ -94,8 +94,8 @@ def _schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         return {"type": "array", "items": _schema(args[0], definitions)}
     if origin is dict:
         return {"type": "object", "additionalProperties": _schema(args[1], definitions)}
-    if dataclasses.is_dataclass(kind):
-        name = str(getattr(kind, "__name__", kind))
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        name = kind.__name__
         if name not in definitions:
             definitions[name] = {}
             definitions[name].update(_fields(kind, definitions))

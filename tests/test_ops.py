@@ -212,6 +212,19 @@ def test_a_child_with_branches_is_one_block() -> None:
     assert kinds(lambda x, m: m(x), nn.Sequential(unit(8, 8), Basic())) == ["conv", "norm", "act", "block"]
 
 
+def test_convolutions_of_parts_of_the_channels_are_one() -> None:
+    def mixed(x: torch.Tensor, *layers: nn.Module) -> torch.Tensor:
+        parts = x.split(4, 1)
+        return torch.cat([layer(part) for layer, part in zip(layers, parts, strict=True)], 1)
+
+    (found,) = chain(node(lambda x, m: m(x), Fn(mixed, conv(4, 4, 3, g=4), conv(4, 4, 5, g=4))))
+    assert (found.kind, found.kernel, found.inputs, found.outputs, found.depthwise) == ("conv", (5, 5), 8, 8, True)
+    (found,) = chain(node(lambda x, m: m(x), Fn(mixed, conv(4, 2, 1), conv(4, 4, 1))))
+    assert (found.pointwise, found.outputs) == (True, 6)
+    inception = Fn(lambda x, a, b: torch.cat([a(x), b(x)], 1), conv(8, 4, 1), conv(8, 4))
+    assert kinds(lambda x, m: m(x), inception) == ["block"]
+
+
 def test_a_child_without_a_layer_that_keeps_the_shape_is_a_norm() -> None:
     assert kinds(lambda x, m: m(x), Fn(lambda x: x / (x.var((1, 2, 3), keepdim=True) + 1e-5).sqrt())) == ["norm"]
     assert kinds(lambda x, m: m(x), Fn(lambda x: x * F.relu6(x + 3) / 6)) == ["norm"]

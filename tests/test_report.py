@@ -8,27 +8,35 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
+import se_inject
 from se_inject import tables
+from se_inject.api import rewritten
 from se_inject.errors import LoadError, VerifyError
-from se_inject.report import from_json, render_checks, render_plan, to_json, to_markdown, to_terminal
+from se_inject.html.page import to_html
+from se_inject.report import from_json, render_checks, render_plan, schema, to_json, to_markdown, to_terminal
 from se_inject.types import (
     Artifact,
     Carrier,
     Check,
     Cost,
     Decision,
+    GateStats,
     Plan,
     Report,
     Site,
     SiteCost,
     to_dict,
 )
+from tests import tiny
+from tests.conftest import ACCEPT
 
 Golden = Callable[[str, str], None]
 
@@ -413,3 +421,82 @@ def test_json_keeps_names(text: str) -> None:
 def test_the_structure_test_can_fail() -> None:
     assert ("html_inline", "<b>") in tokens("a <b>")
     assert "em" in {kind for kind, _ in tokens("*a*")}
+
+
+# ---------------------------------------------------------------- JSON Schema
+
+
+SCHEMAS = {"report.schema.json": Report, "plan.schema.json": Plan}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_schema_is_current(name: str) -> None:
+    """EXPECTTEST_ACCEPT=1 records ``docs/`` anew."""
+    path = Path(__file__).parents[1] / "docs" / name
+    text = json.dumps(schema(SCHEMAS[name]), indent=1) + "\n"
+    jsonschema.Draft202012Validator.check_schema(schema(SCHEMAS[name]))
+    if ACCEPT:
+        path.write_text(text)
+    assert path.read_text() == text
+
+
+def test_reports_meet_the_schema() -> None:
+    real = tiny.inject(tiny.net(), size=tiny.image()).report
+    for report in (sample(), real):
+        jsonschema.validate(json.loads(to_json(report)), schema())
+        jsonschema.validate(to_dict(report.plan), schema(Plan))
+    data = to_dict(real)
+    for change in ({"more": 1}, {"schema": 2}, {"gates": [{"block": 1}]}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**data, **change}, schema())
+
+
+# ---------------------------------------------------------------- gates
+
+
+@pytest.mark.parametrize("block", ["se", "se_plain", "ese", "eca", "cbam", "gc"])
+def test_gates_at_the_identity(block: str) -> None:
+    (stats,) = tiny.inject(tiny.net(), {"block": block, "placement": "standard"}, tiny.image()).report.gates
+    assert (stats.mean, stats.std, stats.min, stats.max) == (1.0, 0.0, 1.0, 1.0)
+    assert (stats.closed, stats.open) == (0.0, 1.0 if stats.highest == 1 else 0.0) and not stats.note
+
+
+def test_gates_are_those_of_the_block() -> None:
+    model = tiny.open_gates(tiny.inject(tiny.net()).model)
+    seen = []
+    model.get_submodule("blocks.0.se").register_forward_hook(lambda m, args, out: seen.append(m.scale(args[0])))
+    (stats,) = se_inject.gate_statistics(model, tiny.image())
+    gate = seen[0].detach()
+    assert stats.mean == pytest.approx(gate.mean().item(), rel=1e-4)
+    assert stats.std == pytest.approx(gate.std(correction=0).item(), rel=1e-4)
+    shares = gate.mean((0, 2, 3)) / 2
+    assert stats.closed == pytest.approx((shares < 0.1).float().mean().item(), abs=1e-5)
+    assert stats.open == pytest.approx((shares > 0.9).float().mean().item(), abs=1e-5)
+    assert se_inject.gate_statistics(tiny.net(), tiny.image()) == ()
+
+
+def test_gates_are_shown() -> None:
+    assert tiny.inject(tiny.net()).report.gates == ()  # noise says nothing
+    report = tiny.inject(tiny.net(), size=tiny.image()).report
+    assert from_json(to_json(report)) == report
+    report = replace(report, gates=(*report.gates, GateStats("blocks.9.se", "Stn", note="it has no channel gate")))
+    for text in (to_markdown(report), to_html(report), terminal(lambda console: to_terminal(report, console))):
+        assert all(part in text for part in ("blocks.0.se", "0 to 2", "1.000", "it has no channel gate"))
+    assert 'href="#gates"' not in to_html(sample())
+
+
+# ---------------------------------------------------------------- sources
+
+
+def test_variants_of_a_class_are_numbered() -> None:
+    first = tiny.inject(tiny.net(n=2), {"placement": "standard", "include": "blocks.0"}).model
+    both = tiny.inject(first, {"placement": "pre", "include": "blocks.1"}).model
+    sources = rewritten(both)
+    assert len(sources) == len(set(sources.values())) == 2
+    assert [key.rpartition(")")[2] for key in sorted(sources)] == ["", " 2"]
+
+
+def test_bytes_of_the_checkpoint_given() -> None:
+    report = sample()
+    exact = replace(report, source={**report.source, "bytes": 46_800_000})
+    assert "44.63 MiB" in to_html(exact) and "≈" not in to_html(exact)
