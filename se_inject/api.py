@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,8 @@ def realise(
     inputs, made = planned.inputs, planned.plan
     progress("reference outputs")
     has_weights = not any(p.is_meta for p in model.parameters())
-    reference = baseline.take(model, inputs, made.seed) if check and has_weights else None
+    fits = partial(_meets, model, planned)
+    reference = baseline.take(model, inputs, made.seed, fits) if check and has_weights else None
     if reference is not None:
         made = replace(made, baseline=reference.baseline())
     progress("cost before")
@@ -217,6 +219,13 @@ def realise(
         graphs=drawings(planned.found, made.insertions), gates=_gates(result, inputs) if has_weights else (),
     )  # fmt: skip
     return Injection(result, made, report, inputs, base)
+
+
+def _meets(model: nn.Module, planned: Planned, probe: Inputs) -> bool:
+    """Whether a forward of ``probe`` comes to every place of the plan."""
+    met = {(c.path, n.meta.get("spot"), n.target) for c in trace(model, probe).calls for n in c.graph.nodes}
+    places = [p for decision in planned.plan.insertions for p in planned.found.places[decision.site.id]]
+    return all((call.path, node.meta.get("spot"), node.target) in met for call, node, _ in places)
 
 
 def _gates(result: nn.Module, inputs: Inputs) -> tuple[GateStats, ...]:

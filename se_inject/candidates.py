@@ -47,7 +47,7 @@ class Flow:
         for call in self.calls:
             found = [join for join in joins(call.graph) if is_map(join.node)]
             self.joins[call] = [join for join in found if join.residual]
-            self.sums[call] = [join for join in found if not join.residual]
+            self.sums[call] = [join for join in found if not join.residual and len(shape(join.node)) > 2]
             self.concats[call] = concats(call.graph)
 
     def around(self, call: Call, node: fx.Node, but: Join | None = None) -> Join | None:

@@ -13,7 +13,20 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from se_inject.ops import chain, channel_axis, data, gate, longest, nonlinear, op, passes, per_node, settle_axis, shape
+from se_inject.ops import (
+    chain,
+    channel_axis,
+    data,
+    gate,
+    longest,
+    mixes,
+    nonlinear,
+    op,
+    passes,
+    per_node,
+    settle_axis,
+    shape,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +79,8 @@ class Join:
             return ()  # other values, not a shortcut (Res2Net)
         if deepest == 1 and not (len(deep) == 1 and all(b.direct for b in rest)):
             return ()  # RepVGG's parallel branches: layers side by side, or beside a norm
+        if deepest == 1 and not any(mixes(node) for node in deep[0].nodes):
+            return ()  # one depthwise convolution beside the value: a positional encoding, or a branch to be fused
         if self.fork is None and not any(b.operand.meta.get("argument") for b in rest):
             return ()  # two maps from two places (FPN, HRNet), not a shortcut that is passed in (DLA)
         return deep

@@ -372,6 +372,18 @@ def nonlinear(node: fx.Node) -> bool:
 
 
 @per_node
+def mixes(node: fx.Node) -> bool:
+    """Whether a layer in the node makes new channels out of several, as all but depthwise convolutions do."""
+    for o, inner in steps(node):
+        call: Call | None = inner.meta.get("call") if o.kind in ("block", "norm") else None
+        if (o.kind in ("conv", "linear") and not o.depthwise) or (
+            call is not None and any(map(mixes, call.graph.nodes))
+        ):
+            return True
+    return False
+
+
+@per_node
 def reduces(node: fx.Node) -> bool:
     """Whether something is pooled in the node: of a map of one position, the shape does not tell."""
     for o, inner in steps(node):

@@ -81,7 +81,7 @@ def _follow(node: fx.Node) -> tuple[fx.Node, Op | None, str]:
             break
         if "gate" in kinds:
             gated_by = f"already gated by {user.meta.get('path') or user.name}"
-        if not passes(user) and "gate" not in kinds and not blurs and not gated_by:
+        if not passes(user) and "gate" not in kinds and not gated_by:
             place = user
         current = user
     return place, None, gated_by

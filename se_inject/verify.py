@@ -5,7 +5,8 @@ else changed. Each returns a ``Check`` with its figures; modes, buffers, gradien
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,7 +130,40 @@ def against_baseline(model: nn.Module, inputs: Inputs | None, plan: Plan) -> Che
 
 def reached(model: nn.Module, inputs: Inputs, plan: Plan) -> Check:
     """3. Every block runs, and its parameters get a finite gradient from its owner's output, not zero for all of them
-    unless the site's value is all zero (a zeroed last gamma)."""
+    unless the site's value is all zero (a zeroed last gamma), or is multiplied by a zero (SkipInit, ReZero)."""
+    probes, faults, failure = _with_gradients(model, inputs, plan)
+    if failure:
+        return Check("reached", False, f"the forward with gradients failed: {failure}")
+    never = [key for key, probe in probes.items() if not probe.runs]
+    if never:
+        return Check("reached", False, f"{len(never)} blocks never ran, the first is {never[0]}")
+    zero = sum(probe.all_zero for probe in probes.values())
+    tail = f"; {zero} see nothing but zeros (a zeroed last gamma)" if zero else ""
+    if faults:
+        with _no_zeros(model, tuple(f"{key}." for key in probes)):
+            _, without, failure = _with_gradients(model, inputs, plan)
+        if without or failure or any(fault.endswith("finite") for fault in faults):
+            return Check("reached", False, f"{len(faults)} faults, the first: {faults[0]}")
+        tail += f"; {len(faults)} are multiplied by a parameter that is zero"
+    return Check("reached", True, f"{len(probes)} blocks ran, their parameters get a finite gradient{tail}")
+
+
+@contextmanager
+def _no_zeros(model: nn.Module, but: tuple[str, ...]) -> Iterator[None]:
+    """Every parameter that is zero throughout is a half for a while, those of the blocks apart."""
+    zeros = [p for n, p in model.named_parameters() if not n.startswith(but) and p.is_floating_point() and not p.any()]
+    values = [p.data for p in zeros]
+    try:
+        for parameter in zeros:
+            parameter.data = torch.full_like(parameter, 0.5)  # in memory of its own: its own may be mapped from a file
+        yield
+    finally:
+        for parameter, value in zip(zeros, values, strict=True):
+            parameter.data = value
+
+
+def _with_gradients(model: nn.Module, inputs: Inputs, plan: Plan) -> tuple[dict[str, Probe], list[str], str]:
+    """What each block saw in one forward, what is wrong with its gradient, and why the forward failed, if it did."""
     probes = {d.key: Probe() for d in plan.insertions}
     owned: dict[str, list[str]] = {}
     for decision in plan.insertions:
@@ -145,18 +179,11 @@ def reached(model: nn.Module, inputs: Inputs, plan: Plan) -> Check:
             model.eval()
             model(*inputs.args, **inputs.kwargs)
     except Exception as error:  # foreign code may raise anything
-        return Check("reached", False, f"the forward with gradients failed: {first_line(error)}")
+        return probes, faults, first_line(error)
     finally:
         for handle in handles:
             handle.remove()
-    never = [key for key, probe in probes.items() if not probe.runs]
-    if never:
-        return Check("reached", False, f"{len(never)} blocks never ran, the first is {never[0]}")
-    if faults:
-        return Check("reached", False, f"{len(faults)} faults, the first: {faults[0]}")
-    zero = sum(probe.all_zero for probe in probes.values())
-    tail = f"; {zero} see nothing but zeros (a zeroed last gamma)" if zero else ""
-    return Check("reached", True, f"{len(probes)} blocks ran, their parameters get a finite gradient{tail}")
+    return probes, faults, ""
 
 
 def _owner(decision: Decision) -> str:

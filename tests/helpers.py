@@ -23,6 +23,9 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
                 module.running_mean.copy_(0.2 * torch.randn(module.running_mean.shape, generator=generator))
                 module.running_var.copy_(0.5 + torch.rand(module.running_var.shape, generator=generator))
             for name, parameter in module._parameters.items():
-                if parameter is not None and name.startswith("gamma"):  # layer scale, often 1e-6
+                if parameter is None or parameter.is_meta:
+                    continue
+                gain = parameter.ndim <= 1 and "bias" not in name and not parameter.any()  # SkipInit starts at 0
+                if gain or name.startswith("gamma"):  # layer scale, often 1e-6
                     parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
     return model

@@ -184,6 +184,25 @@ class Arguments(Net):
         return self.fn(x, y, *self.layers)
 
 
+@pytest.mark.parametrize(
+    ("branch", "residual"),
+    [
+        (conv(8, 8), True),
+        (conv(8, 8, 1), True),
+        (conv(8, 8, g=8), False),  # ConvPosEnc of CoaT, DaViT and Twins
+        (nn.Sequential(conv(8, 8, g=8), nn.BatchNorm2d(8)), False),
+        (nn.Sequential(conv(8, 8, g=8), nn.ReLU()), True),
+        (Fn(lambda x, a, b: a(x) + b(x), conv(8, 8, g=8), conv(8, 8, 1, g=8)), False),  # RepMixer of FastViT
+    ],
+)
+def test_one_layer_beside_the_value(branch: nn.Module, residual: bool) -> None:
+    assert bool(join(lambda x, f: x + f(x), branch).residual) is residual
+
+
+def test_two_layers_side_by_side_and_the_value_are_a_sum() -> None:
+    assert join(lambda x, f, g: f(x) + g(x) + x, conv(8, 8), conv(8, 8, 1)).residual == ()
+
+
 def test_a_shortcut_that_is_passed_in() -> None:
     x = torch.zeros(SHAPE)
     (found,) = joins(graph(Arguments(lambda x, y, f: f(x) + y, body(8, 8)), x, x.clone()))

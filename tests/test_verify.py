@@ -510,3 +510,25 @@ def test_digests_see_dtype_shape_and_every_byte() -> None:
     assert baseline.digest(tensor.reshape(2, 3).T.contiguous().T) == baseline.digest(tensor.reshape(2, 3))
     model = copy.deepcopy(net())
     assert digests(model).keys() == model.state_dict().keys()
+
+
+class SkipInit(nn.Module):
+    """NFNet: the branch is multiplied by a gain that starts at zero."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.conv1, self.act, self.conv2 = nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1)
+        self.gain = nn.Parameter(torch.tensor(gain))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.conv2(self.act(self.conv1(x)))
+        return x + out * self.gain
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.5])
+def test_a_branch_that_starts_at_zero_is_reached(gain: float) -> None:
+    model = SkipInit(gain)
+    result = se_inject.inject(model, (8, 6, 6), "standard")
+    detail = next(check.detail for check in result.report.checks if check.name == "reached")
+    assert ("are multiplied by a parameter that is zero" in detail) is (gain == 0)
+    assert model.gain.item() == result.model.gain.item() == gain
