@@ -108,7 +108,7 @@ def memory() -> Iterator[Row]:
     """Anonymous memory that surgery in place adds to a model whose weights are mapped from a file."""
     code = """
 import sys, timm, torch, se_inject
-from se_inject.tensorfile import read_tensors
+from se_inject.files.tensorfile import read_tensors
 def anonymous():
     for line in open("/proc/self/smaps_rollup"):
         if line.startswith("Anonymous:"):
@@ -125,7 +125,7 @@ print(anonymous() - before)
 """  # noqa: E501
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
-        from se_inject.tensorfile import tensors_writer
+        from se_inject.files.tensorfile import tensors_writer
 
         tensors_writer(timm.create_model(MAPPED).state_dict())(path)
         command = [sys.executable, "-c", code, str(path), MAPPED]

@@ -25,11 +25,11 @@ import torchvision
 from rich.progress import track
 from torch import fx, nn
 
-from se_inject.carriers import reaches
-from se_inject.inputs import resolve
-from se_inject.ops import chain, data
-from se_inject.sites import find
-from se_inject.trace import Trace, trace
+from se_inject.search.inputs import resolve
+from se_inject.search.ops import chain, data
+from se_inject.search.sites import find
+from se_inject.search.trace import Trace, trace
+from se_inject.surgery.carriers import reaches
 
 PLACEMENTS = ("standard", "inner", "concat", "sum")
 TORCHVISION = ("efficientnet*", "mobilenet_v3*", "regnet_y*")

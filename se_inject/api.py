@@ -14,20 +14,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from se_inject import baseline, budget, gates, splice, verify
-from se_inject.decide import Alternatives, Budget, decide
-from se_inject.drawing import drawings
+from se_inject.checks import baseline, gates, verify
+from se_inject.checks.measure import measure
 from se_inject.errors import PlanMismatchError, SEInjectError, TraceError
-from se_inject.fingerprint import fingerprint
 from se_inject.guard import unwrap
-from se_inject.inputs import Inputs, dtype_of, resolve
-from se_inject.measure import measure
-from se_inject.modes import train_only
-from se_inject.policies import needed
-from se_inject.rules import Rules, given, read
-from se_inject.sites import Found, find
-from se_inject.spec import differences
-from se_inject.trace import Trace, trace, uncollected
+from se_inject.report.drawing import drawings
+from se_inject.rules import budget
+from se_inject.rules.decide import Alternatives, Budget, decide
+from se_inject.rules.policies import needed
+from se_inject.rules.schema import Rules, given, read
+from se_inject.search.inputs import Inputs, dtype_of, resolve
+from se_inject.search.modes import train_only
+from se_inject.search.sites import Found, find
+from se_inject.search.trace import Trace, trace, uncollected
+from se_inject.surgery import splice
+from se_inject.surgery.fingerprint import fingerprint
+from se_inject.surgery.spec import differences
 from se_inject.types import Check, Cost, Decision, GateStats, Plan, Report, SiteCost, to_dict
 
 
@@ -327,7 +329,7 @@ def gate_statistics(model: nn.Module, batch: Any) -> tuple[GateStats, ...]:
 
 def read_plan(path: str | Path) -> Plan:
     """The plan in a ``plan.json``; nothing it names is imported. Raises ``PlanMismatchError`` for another schema."""
-    from se_inject.store import read_plan as read_file
+    from se_inject.files.store import read_plan as read_file
 
     return read_file(Path(path))
 
@@ -345,7 +347,7 @@ def save(
     All or nothing: built beside ``out``, read back and compared, then renamed. ``source``: where the weights came
     from, for the report. ``inputs``: files that the output must not touch. Raises ``WriteError``, ``VerifyError``.
     """
-    from se_inject.store import save as write
+    from se_inject.files.store import save as write
 
     return write(injection, Path(out), force=force, source=source or {}, inputs=[Path(p) for p in inputs])
 
@@ -356,7 +358,7 @@ def load(out: str | Path, model: nn.Module | None = None) -> nn.Module:
     ``timm:`` and ``torchvision:`` models are built here; for others pass a fresh base model as ``model``, which is not
     changed. ``modeling.py`` is never imported. Raises ``LoadError``, ``PlanMismatchError``.
     """
-    from se_inject.store import load as read_folder
+    from se_inject.files.store import load as read_folder
 
     return read_folder(Path(out), copy.deepcopy(model) if model is not None else None)
 

@@ -111,8 +111,8 @@ def register(ctx: click.Context, param: click.Parameter, value: tuple[str, ...])
 
 def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The names that an option knows, for a shell; where it takes a file too, the files as well."""
-    from se_inject.presets import PRESETS
-    from se_inject.rules import INITS, PLACEMENTS
+    from se_inject.rules.presets import PRESETS
+    from se_inject.rules.schema import INITS, PLACEMENTS
 
     known: dict[str | None, Iterable[str]] = {"placement": PLACEMENTS, "init": INITS, "rules": PRESETS}
     names = [CompletionItem(name) for name in known[param.name] if name.startswith(incomplete)]
@@ -207,7 +207,7 @@ def convert(model: str, output: Path, force: bool, check: bool, as_json: bool, q
         report = workflow.convert(model, given, output, force=force, check=check, screen=screen)
         screen.report(report, output)
     if as_json:
-        from se_inject.report import to_json
+        from se_inject.report.formats import to_json
 
         click.echo(to_json(report), nl=False)
 
@@ -368,7 +368,7 @@ def list_(what: str, pattern: str, as_json: bool, schema: bool) -> None:
     if schema:
         if what != "rules":
             raise click.UsageError("--schema goes with `list rules`.")
-        from se_inject.rules import schema as rules_schema
+        from se_inject.rules.schema import schema as rules_schema
 
         click.echo(json.dumps(rules_schema(), indent=1))
         return

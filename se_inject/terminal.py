@@ -19,7 +19,7 @@ from rich.text import Text
 from se_inject.types import Check, Plan, Report
 
 if TYPE_CHECKING:
-    from se_inject.explain import Explanation
+    from se_inject.search.explain import Explanation
 
 STEPS = 8  # of the longest command: load, plan, reference, cost before, splice, cost after, checks, write
 
@@ -69,14 +69,14 @@ class Terminal:
             self.err.print(Text(text, "yellow"), soft_wrap=True)
 
     def plan(self, made: Plan, *, show_all: bool = False) -> None:
-        from se_inject.render_terminal import render_plan
+        from se_inject.report.text import render_plan
 
         if self.results:
             self.progress.stop()
             render_plan(made, self.out, all=show_all)
 
     def report(self, found: Report, output: Path | None, *, show_all: bool = False) -> None:
-        from se_inject.render_terminal import to_terminal
+        from se_inject.report.text import to_terminal
 
         if not self.results:
             return
@@ -87,14 +87,14 @@ class Terminal:
             self._print(Text(f"Written to {output}: {names}"))
 
     def checks(self, checks: tuple[Check, ...]) -> None:
-        from se_inject.render_terminal import render_checks
+        from se_inject.report.text import render_checks
 
         if self.results:
             self.progress.stop()
             render_checks(checks, self.out)
 
     def explanation(self, found: Explanation) -> None:
-        from se_inject.explain import render
+        from se_inject.search.explain import render
 
         if self.results:
             self.progress.stop()

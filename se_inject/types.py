@@ -146,7 +146,7 @@ class Plan:
         return tuple(d for d in self.decisions if d.status == "skip")
 
     def _repr_html_(self) -> str:
-        from se_inject.html.notebook import plan
+        from se_inject.report.html.notebook import plan
 
         return plan(self)
 
@@ -166,7 +166,7 @@ class Cost:
         return 2 * self.macs
 
     def _repr_html_(self) -> str:
-        from se_inject.html.notebook import cost
+        from se_inject.report.html.notebook import cost
 
         return cost(self)
 
@@ -247,7 +247,7 @@ class Report:
     schema: int = SCHEMA_VERSION
 
     def _repr_html_(self) -> str:
-        from se_inject.html.notebook import report
+        from se_inject.report.html.notebook import report
 
         return report(self)
 

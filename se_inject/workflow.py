@@ -14,21 +14,23 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from se_inject import api, baseline, store
-from se_inject import verify as checking
+from se_inject import api
 from se_inject.blocks.custom import import_block
+from se_inject.checks import baseline
+from se_inject.checks import verify as checking
+from se_inject.checks.measure import measure
 from se_inject.errors import LoadError, PlanMismatchError, RulesError, SEInjectError, TraceError, WriteError
-from se_inject.explain import Explanation
-from se_inject.explain import explain as explain_module
-from se_inject.factories import one_line
+from se_inject.files import store
+from se_inject.files.tensorfile import tensors_writer
+from se_inject.files.write import check_output, write
 from se_inject.guard import unwrap
-from se_inject.inputs import Inputs, dtype_of, from_shape
-from se_inject.loading import Loaded, blocked_globals, load_model, parse_model_args
-from se_inject.measure import measure
-from se_inject.rules import read
-from se_inject.tensorfile import tensors_writer
+from se_inject.models.factories import one_line
+from se_inject.models.loading import Loaded, blocked_globals, load_model, parse_model_args
+from se_inject.rules.schema import read
+from se_inject.search.explain import Explanation
+from se_inject.search.explain import explain as explain_module
+from se_inject.search.inputs import Inputs, dtype_of, from_shape
 from se_inject.types import Check, Plan, Report, SiteCost
-from se_inject.write import check_output, write
 
 
 class Screen(Protocol):
@@ -245,7 +247,7 @@ def _open(folder: Path, spec: str | None, model_arg: Iterable[str]) -> tuple[nn.
 
 
 def read_report(folder: Path) -> Report:
-    from se_inject.report import from_json
+    from se_inject.report.formats import from_json
 
     path = folder / store.REPORT
     if not path.is_file():
@@ -254,11 +256,11 @@ def read_report(folder: Path) -> Report:
 
 
 def render(folder: Path, kind: str) -> str:
-    from se_inject import report as renderers
+    from se_inject.report import formats as renderers
 
     found = read_report(folder)
     if kind == "html":
-        from se_inject.html.page import to_html
+        from se_inject.report.html.page import to_html
 
         return to_html(found)
     return {"md": renderers.to_markdown, "json": renderers.to_json}[kind](found)
@@ -273,16 +275,16 @@ def write_report(folder: Path, kind: str, output: Path, *, force: bool) -> None:
 def listing(what: str, pattern: str) -> list[dict[str, str]]:
     """Rows of ``se-inject list``."""
     if what == "placements":
-        from se_inject.placements import PLACEMENTS
+        from se_inject.search.placements import PLACEMENTS
 
         rows = [{"placement": "auto", "where": "inner for depthwise blocks, standard for other residual blocks"}]
         return rows + [{"placement": n, "where": " ".join((p.__doc__ or "").split())} for n, p in PLACEMENTS.items()]
     if what == "presets":
-        from se_inject.presets import PRESETS
+        from se_inject.rules.presets import PRESETS
 
         return [{"preset": name, "selects": p.selects, "paper": p.paper} for name, p in PRESETS.items()]
     if what == "rules":
-        from se_inject.rules import FIELDS
+        from se_inject.rules.schema import FIELDS
 
         return [{"key": name, "what": f.doc} for name, f in FIELDS.items()]
     if what == "blocks":
@@ -298,7 +300,7 @@ def listing(what: str, pattern: str) -> list[dict[str, str]]:
             }
             for name, block in BLOCKS.items()
         ]
-    from se_inject.models import known_models
+    from se_inject.models.zoos import known_models
 
     names = [name for name in known_models() if fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name, f"*:{pattern}")]
     if not names:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import se_inject
-from se_inject.html.page import to_html
+from se_inject.report.html.page import to_html
 from se_inject.types import Report
 from tests.test_html import MORE_EVIL, big
 from tests.test_report import EVIL, evil

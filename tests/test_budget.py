@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 import se_inject
-from se_inject import budget
+from se_inject.rules import budget
 from se_inject.types import Cost, Decision, Site
 from tests.nets import Basic
 

@@ -25,9 +25,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from se_inject import checkpoint, filekind
-from se_inject.checkpoint import blocked_globals, read_state_dict
 from se_inject.errors import LoadError
+from se_inject.files import checkpoint, filekind
+from se_inject.files.checkpoint import blocked_globals, read_state_dict
 
 STATE = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([7])}
 
@@ -459,7 +459,7 @@ def test_costly_pickles_are_refused_before_they_run(
 
 def test_a_view_within_its_storage_is_no_bomb() -> None:
     """The negative twin of the views above."""
-    from se_inject.picklescan import scan
+    from se_inject.files.picklescan import scan
 
     for offset, size, stride in ((0, "(I4\nt", "(I1\nt"), (3, "(I1\nt", "(I9\nt"), (0, "(I2\nI2\nt", "(I2\nI1\nt")):
         found = scan(io.BytesIO(b"\x80\x02" + view(offset, size, stride)))
@@ -473,7 +473,7 @@ def test_a_view_within_its_storage_is_no_bomb() -> None:
 def test_long_pickles_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_zip(b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b".", tmp_path / "deep.pt")
     assert "holds a list, not a state dict" in refusal(tmp_path / "deep.pt")
-    monkeypatch.setattr("se_inject.picklescan.OPERATIONS", 1000)
+    monkeypatch.setattr("se_inject.files.picklescan.OPERATIONS", 1000)
     assert "more than 1,000 operations" in refusal(tmp_path / "deep.pt")
 
 

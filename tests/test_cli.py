@@ -24,8 +24,11 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 import se_inject
-from se_inject import api, baseline, splice, store
+from se_inject import api
+from se_inject.checks import baseline
 from se_inject.cli import main
+from se_inject.files import store
+from se_inject.surgery import splice
 
 ROOT = Path(__file__).parent.parent
 NETS = """

@@ -12,11 +12,11 @@ from click.testing import CliRunner
 from rich.console import Console
 from torch import nn
 
-from se_inject import tables
 from se_inject.api import make_plan
 from se_inject.cli import main
 from se_inject.errors import RulesError
-from se_inject.explain import Explanation, explain, render
+from se_inject.report import tables
+from se_inject.search.explain import Explanation, explain, render
 from se_inject.types import to_dict
 from tests.test_report import EVIL
 from tests.tiny import SIZE, Chain, Layers, net

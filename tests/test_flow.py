@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
 
-from se_inject.flow import Join, dominators, end, gated, joins
-from se_inject.inputs import Inputs, resolve
-from se_inject.ops import data, name_of
-from se_inject.trace import trace
+from se_inject.search.flow import Join, dominators, end, gated, joins
+from se_inject.search.inputs import Inputs, resolve
+from se_inject.search.ops import data, name_of
+from se_inject.search.trace import trace
 from tests.nets import NETS, DropPath, Fn, LayerScale, Net, body, conv, unit
 
 SHAPE = (2, 8, 4, 4)

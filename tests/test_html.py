@@ -14,15 +14,15 @@ import pytest
 from click.testing import CliRunner
 
 import se_inject
-from se_inject import tables
 from se_inject.cli import main
 from se_inject.errors import VerifyError
-from se_inject.html import diagram, notebook, view
-from se_inject.html.graph import STEP, graph, without
-from se_inject.html.methods import diff
-from se_inject.html.page import digest, to_html
-from se_inject.placements import PLACEMENTS
-from se_inject.report import from_json, to_json
+from se_inject.report import tables
+from se_inject.report.formats import from_json, to_json
+from se_inject.report.html import diagram, notebook, view
+from se_inject.report.html.graph import STEP, graph, without
+from se_inject.report.html.methods import diff
+from se_inject.report.html.page import digest, to_html
+from se_inject.search.placements import PLACEMENTS
 from se_inject.types import Check, GraphNode, Report, SiteCost
 from tests import tiny
 from tests.test_report import EVIL, evil, insert, sample, site

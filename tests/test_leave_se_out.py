@@ -12,11 +12,11 @@ import torch
 import torchvision
 from torch import nn
 
-from se_inject.carriers import reaches
-from se_inject.inputs import resolve
-from se_inject.ops import chain, data
-from se_inject.sites import Found, find
-from se_inject.trace import trace
+from se_inject.search.inputs import resolve
+from se_inject.search.ops import chain, data
+from se_inject.search.sites import Found, find
+from se_inject.search.trace import trace
+from se_inject.surgery.carriers import reaches
 from tests.test_transplant import leave_out
 
 # network -> gates that it comes with, and which placement finds them; sites beyond them (of both placements).

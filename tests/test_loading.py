@@ -17,10 +17,10 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from se_inject.assign import build_empty
 from se_inject.errors import LoadError
-from se_inject.loading import Loaded, build_model, load_model, parse_model_args
-from se_inject.wrappers import match_keys
+from se_inject.files.wrappers import match_keys
+from se_inject.models.assign import build_empty
+from se_inject.models.loading import Loaded, build_model, load_model, parse_model_args
 
 MODELS = '''
 import functools

@@ -23,9 +23,9 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import se_inject
-from se_inject.modeling import _build, render
-from se_inject.portable import Header, NoSource
-from se_inject.tensorfile import tensors_writer
+from se_inject.files.tensorfile import tensors_writer
+from se_inject.surgery.modeling import _build, render
+from se_inject.surgery.portable import Header, NoSource
 from se_inject.types import Carrier
 from tests.helpers import randomise
 from tests.tiny import SIZE, Layers, Residual, by_hand, image, inject, net, open_gates

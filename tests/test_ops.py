@@ -11,9 +11,22 @@ import torch.nn.functional as F
 import torchvision
 from torch import fx, nn
 
-from se_inject.inputs import Inputs
-from se_inject.ops import Op, chain, channel_axis, constant, data, depth, gate, nonlinear, op, passes, result, shape
-from se_inject.trace import trace
+from se_inject.search.inputs import Inputs
+from se_inject.search.ops import (
+    Op,
+    chain,
+    channel_axis,
+    constant,
+    data,
+    depth,
+    gate,
+    nonlinear,
+    op,
+    passes,
+    result,
+    shape,
+)
+from se_inject.search.trace import trace
 from tests.nets import Basic, BatchNormAct, Blurred, DropPath, Fn, LayerScale, body, conv, unit
 
 NCHW, NHWC, NLC = (2, 8, 6, 6), (2, 6, 6, 8), (2, 8, 8)  # as many tokens as channels: shapes alone do not tell

@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 import se_inject
-from se_inject.placements import PLACEMENTS
+from se_inject.search.placements import PLACEMENTS
 from tests.helpers import randomise
 from tests.nets import AdditiveUNet, Basic, PassedShortcut, Projection, RepVGG, body, conv, unit
 

@@ -13,8 +13,8 @@ import torchvision
 from torch import nn
 
 import se_inject
-from se_inject import rules
-from se_inject.presets import PRESETS
+from se_inject.rules import schema as rules
+from se_inject.rules.presets import PRESETS
 
 # preset -> a network it is for, and how many sites it takes there
 FOR = {

@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 
 from se_inject.cli import main
-from se_inject.rules import read
+from se_inject.rules.schema import read
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()

@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import Bottleneck
 
 import se_inject
-from se_inject import verify
+from se_inject.checks import verify
 from se_inject.errors import SpliceError, VerifyError
 from se_inject.types import Carrier, Check
 from tests.helpers import randomise

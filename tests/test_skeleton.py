@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from se_inject.errors import TraceError
-from se_inject.skeleton import HOOKS, share, skeleton, tensors, to_meta
+from se_inject.search.skeleton import HOOKS, share, skeleton, tensors, to_meta
 from tests.nets import NETS, Basic, Functional, conv
 
 

@@ -15,7 +15,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import se_inject
-from se_inject import verify
+from se_inject.checks import verify
 from se_inject.errors import PlanMismatchError, RulesError, VerifyError
 from se_inject.types import Carrier, Check
 from tests.helpers import randomise

@@ -18,9 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import se_inject
-from se_inject import store
 from se_inject.errors import LoadError, PlanMismatchError, SEInjectError, VerifyError, WriteError
-from se_inject.tensorfile import read_tensors, tensors_writer
+from se_inject.files import store
+from se_inject.files.tensorfile import read_tensors, tensors_writer
 from tests.helpers import randomise
 from tests.tiny import SIZE, Chain, Residual, image, inject, net, open_gates
 

@@ -15,11 +15,11 @@ from torch import fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from se_inject.errors import TraceError
-from se_inject.flow import joins
-from se_inject.inputs import Inputs, resolve
-from se_inject.ops import chain, data, name_of, op, result
-from se_inject.sites import find
-from se_inject.trace import Call, Spot, Trace, trace
+from se_inject.search.flow import joins
+from se_inject.search.inputs import Inputs, resolve
+from se_inject.search.ops import chain, data, name_of, op, result
+from se_inject.search.sites import find
+from se_inject.search.trace import Call, Spot, Trace, trace
 from tests.nets import NETS, Basic, DropPath, Fn, Functional, Net, body, conv, unit
 
 

@@ -13,11 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import se_inject
-from se_inject import api, baseline, splice, verify
-from se_inject.baseline import Run, digests, preserved, run, tensors_in
+from se_inject import api
+from se_inject.checks import baseline, verify
+from se_inject.checks.baseline import Run, digests, preserved, run, tensors_in
 from se_inject.errors import VerifyError
-from se_inject.spec import differences
-from se_inject.trace import trace
+from se_inject.search.inputs import from_shape
+from se_inject.search.trace import trace
+from se_inject.surgery import splice
+from se_inject.surgery.spec import differences
 from se_inject.types import Check, Cost, Plan, SiteCost
 from tests.tiny import SIZE, Layers, Net, Residual, image, inject, net, open_gates
 
@@ -490,7 +493,7 @@ def test_a_large_image_is_probed_small() -> None:
     planned = api.make_plan(model, image(size=(3, 160, 160)), IDENTITY)
     assert baseline.take(model, planned.inputs).probe is planned.inputs  # given by the user: as it is
     fixed = nn.Sequential(net().stem, nn.Flatten(), nn.Linear(8 * 64 * 64, 2))
-    inputs = se_inject.inputs.from_shape((3, 128, 128), torch.float32)
+    inputs = from_shape((3, 128, 128), torch.float32)
     assert baseline.shrink(fixed, inputs) is inputs  # takes one size alone
 
 

@@ -21,8 +21,8 @@ import torch
 from torch import nn
 
 from se_inject.errors import LoadError, WriteError
+from se_inject.files.write import check_output, read_tensors, tensors_writer, write
 from se_inject.types import Artifact
-from se_inject.write import check_output, read_tensors, tensors_writer, write
 
 FILES = {"plan.json": b"{}\n", "model.safetensors": b"weights", "report.md": b""}
 NEWER = {"plan.json": b'{"new": 1}\n', "model.safetensors": b"other weights", "modeling.py": b"x = 1\n"}

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import se_inject
 from se_inject.api import Injection
-from se_inject.fingerprint import fingerprint
+from se_inject.surgery.fingerprint import fingerprint
 from se_inject.types import Carrier, Decision, Plan, Position
 
 SIZE = (3, 16, 16)

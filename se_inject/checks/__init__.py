@@ -1,0 +1,1 @@
+"""What is proven after every splice, and what it costs."""

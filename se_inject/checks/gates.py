@@ -1,0 +1,93 @@
+"""What the inserted gates do on a batch: how far they are open, by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from se_inject.blocks import is_block
+from se_inject.blocks.cbam import Cbam
+from se_inject.blocks.parts import GATES
+from se_inject.blocks.plain_se import PlainSE
+from se_inject.checks import baseline
+from se_inject.errors import TraceError
+from se_inject.search.inputs import Inputs
+from se_inject.types import GateStats
+
+HIGHEST = {"Sigmoid": 1.0, "Hardsigmoid": 1.0, "TanhPlusOne": 2.0}  # of a gate's range, which starts at 0
+CLOSED, OPEN = 0.1, 0.9  # of the range
+KNOWN = tuple(GATES.values())
+
+Values = Callable[[torch.Tensor], torch.Tensor]
+
+
+def statistics(model: nn.Module, inputs: Inputs) -> tuple[GateStats, ...]:
+    """One forward in eval mode, without gradients; the model is afterwards what it was.
+
+    Raises ``TraceError`` when the model does not run on the inputs.
+    """
+    blocks = _outermost(model)
+    found: dict[str, list[torch.Tensor]] = {path: [] for path, _ in blocks}
+    gates = {path: _gate(block) for path, block in blocks}
+    handles = []
+    try:
+        for path, gate in gates.items():
+            if gate is not None:
+                handles.append(gate[0].register_forward_hook(_keep(found[path], gate[1])))
+        failure = baseline.run(model, inputs, False, 0).failure if handles else ""
+    finally:
+        for handle in handles:
+            handle.remove()
+    if failure:
+        raise TraceError(f"the model does not run on the batch: {failure}")
+    return tuple(_summary(path, block, gates[path], found[path]) for path, block in blocks)
+
+
+def _outermost(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The inserted blocks with their paths; a module that is shared counts once."""
+    return [(path, module) for path, module in model.named_modules() if is_block(module)]
+
+
+def _gate(block: nn.Module) -> tuple[nn.Module, Values, float] | None:
+    """The module whose output holds one value per channel, how the gate follows from it, and the gate's highest value;
+    None when the block has no such module."""
+    if isinstance(block, PlainSE):
+        return block.up, lambda t: torch.sigmoid(t) * block.gain, block.gain
+    holder: nn.Module = block.channel if isinstance(block, Cbam) else block
+    gate, gain = getattr(holder, "gate", None), getattr(holder, "gain", 1.0)
+    if not isinstance(gate, KNOWN) or not isinstance(gain, int | float):
+        return None
+    return gate, lambda t: t * gain, HIGHEST[type(gate).__name__] * gain
+
+
+def _keep(values: list[torch.Tensor], follow: Values) -> Any:
+    def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        values.append(follow(output.detach().double()).cpu())
+
+    return hook
+
+
+def _summary(
+    path: str, block: nn.Module, gate: tuple[nn.Module, Values, float] | None, values: list[torch.Tensor]
+) -> GateStats:
+    kind = type(block).__name__
+    if gate is None:
+        return GateStats(path, kind, note="it has no channel gate")
+    if not values:
+        return GateStats(path, kind, note="its channel gate did not run")
+    if any(sum(n > 1 for n in v.shape[1:]) > 1 for v in values):
+        return GateStats(path, kind, note="its gate is not one value for each channel")
+    rows = torch.cat([v.flatten(1) for v in values])  # (samples and calls, channels)
+    if not torch.isfinite(rows).all():
+        return GateStats(path, kind, note="its gate is NaN or infinite")
+    share = rows.mean(0) / gate[2]
+    numbers = (rows.mean(), rows.std(correction=0), rows.min(), rows.max(), *_shares(share))
+    mean, std, low, high, closed, opened = (float(f"{float(n):.6g}") for n in numbers)
+    return GateStats(path, kind, float(gate[2]), mean, std, low, high, closed, opened)
+
+
+def _shares(channels: torch.Tensor) -> Iterable[torch.Tensor]:
+    return (channels < CLOSED).double().mean(), (channels > OPEN).double().mean()

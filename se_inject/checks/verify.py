@@ -1,0 +1,281 @@
+"""The checks after every splice: that the model computes what it did, that each block runs and learns, and that nothing
+else changed. Each returns a ``Check`` with its figures; modes, buffers, gradients and random state are restored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from se_inject.checks.baseline import Reference, Run, digest, digests, first_line, preserved, run, tensors_in
+from se_inject.errors import VerifyError
+from se_inject.search.inputs import Inputs
+from se_inject.surgery.splice import make_block
+from se_inject.types import Check, Cost, Decision, Plan, SiteCost
+
+ARITHMETIC = 1e-3  # how far the same network may be on another processor, relative to the output's size
+EXACT = ("identity", "absorb")  # starts that must not change the output
+
+
+@dataclass
+class Probe:
+    """What one block saw in a forward with gradients."""
+
+    runs: int = 0
+    all_zero: bool = True
+
+
+def structure(wrong: list[str], modules: int) -> Check:
+    """1. The re-traced modules equal the spliced graphs."""
+    detail = f"{modules} rewritten modules, traced again, are the planned graphs"
+    if wrong:
+        detail = f"not the planned graph: {', '.join(wrong[:5])}" + (f" and {len(wrong) - 5} more" if wrong[5:] else "")
+    return Check("structure", not wrong, detail)
+
+
+def outputs(reference: Reference, model: nn.Module, plan: Plan) -> tuple[Check, ...]:
+    """2. Outputs equal the original's: in eval mode, and in train mode from the same random state."""
+    exact = all(d.init in EXACT for d in plan.insertions)
+    checks = []
+    for mode, before in (("eval", reference.eval), ("train", reference.train)):
+        name = f"outputs ({mode})"
+        if before.failure:
+            checks.append(Check(name, None, f"the original does not run so in {mode} mode: {before.failure}"))
+            continue
+        after = run(model, reference.probe, mode == "train", plan.seed)
+        if after.failure:
+            checks.append(Check(name, False, f"the original runs, the rewritten model does not: {after.failure}"))
+        elif not exact:
+            moved = _relative(before.outputs, after.outputs)
+            checks.append(Check(name, None, f"start `paper` changes them by design: by {moved:.3g} of their size"))
+        else:
+            checks.append(_compare(name, before, after))
+    return tuple(checks)
+
+
+def _compare(name: str, before: Run, after: Run) -> Check:
+    if not before.outputs and not after.outputs:
+        return Check(name, None, "the output holds no tensor that could be compared")
+    if len(before.outputs) != len(after.outputs):
+        return Check(name, False, f"{len(before.outputs)} tensors before, {len(after.outputs)} after")
+    different = [i for i, (a, b) in enumerate(zip(before.outputs, after.outputs, strict=True)) if not same(a, b)]
+    buffers = [key for key, value in before.buffers.items() if not same(value, after.buffers.get(key))]
+    if different:
+        moved = _relative(before.outputs, after.outputs)
+        return Check(
+            name, False, f"{len(different)} of {len(before.outputs)} tensors differ, by {moved:.3g} of their size"
+        )
+    if buffers:
+        return Check(name, False, f"after one step {len(buffers)} buffers differ, the first is {buffers[0]}")
+    if not all(torch.isfinite(t).all() for t in before.outputs if t.is_floating_point()):
+        return Check(name, True, f"{_count(before.outputs)} bit-equal (the original's hold NaN or infinity)")
+    tail = f", {len(before.buffers)} buffers equal after one step" if before.buffers else ""
+    return Check(name, True, f"{_count(before.outputs)} bit-equal{tail}")
+
+
+def _count(tensors: Sequence[torch.Tensor]) -> str:
+    return "1 tensor" if len(tensors) == 1 else f"{len(tensors)} tensors"
+
+
+def same(a: torch.Tensor, b: torch.Tensor | None) -> bool:
+    """Equal in shape, dtype and every bit, NaN equal to NaN."""
+    if b is None or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
+
+
+def _relative(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
+    worst = 0.0
+    for a, b in zip(before, after, strict=False):
+        if a.shape != b.shape:
+            return float("inf")
+        kind = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
+        size = a.to(kind).abs().max().item() if a.numel() else 0.0
+        moved = (a.to(kind) - b.to(kind)).abs().max().item() if a.numel() else 0.0
+        worst = max(worst, float("inf") if math.isnan(moved) else moved / size if size else moved)
+    return worst
+
+
+def against_baseline(model: nn.Module, inputs: Inputs | None, plan: Plan) -> Check:
+    """Outputs on the seeded probe against those that the plan remembers of the original."""
+    name = "outputs (eval)"
+    if not all(d.init in EXACT for d in plan.insertions):
+        return Check(name, None, "start `paper`: the outputs are not the original's, by design")
+    if inputs is None or not plan.baseline.outputs:
+        return Check(name, None, "the probe was not made from a shape, so it cannot be made again")
+    after = run(model, inputs, False, plan.seed)
+    if after.failure:
+        return Check(name, False, after.failure)
+    if tuple(digest(t) for t in after.outputs) == plan.baseline.outputs:
+        return Check(name, True, f"{_count(after.outputs)} bit-equal to the original's")
+    if len(after.outputs) != len(plan.baseline.outputs):
+        return Check(name, False, f"{len(plan.baseline.outputs)} tensors before, {len(after.outputs)} after")
+    if not plan.baseline.samples:
+        return Check(name, None, "not bit-equal, and the plan holds no values to compare (complex, NaN or infinite)")
+    first = after.outputs[0].flatten()[: len(plan.baseline.samples)].double().tolist()
+    size = max((abs(v) for v in plan.baseline.samples), default=0.0) or 1.0
+    if len(first) < len(plan.baseline.samples):
+        return Check(name, False, "the output is smaller than the original's")
+    apart = [abs(a - b) / size for a, b in zip(first, plan.baseline.samples, strict=True)]
+    moved = float("inf") if any(map(math.isnan, apart)) else max(apart)
+    close = moved <= ARITHMETIC
+    return Check(name, close, f"within {moved:.2g} of the original's, not bit-equal (another machine's arithmetic?)")
+
+
+def reached(model: nn.Module, inputs: Inputs, plan: Plan) -> Check:
+    """3. Every block runs, and its parameters get a finite gradient from its owner's output, not zero for all of them
+    unless the site's value is all zero (a zeroed last gamma), or is multiplied by a zero (SkipInit, ReZero)."""
+    probes, faults, failure = _with_gradients(model, inputs, plan)
+    if failure:
+        return Check("reached", False, f"the forward with gradients failed: {failure}")
+    never = [key for key, probe in probes.items() if not probe.runs]
+    if never:
+        return Check("reached", False, f"{len(never)} blocks never ran, the first is {never[0]}")
+    zero = sum(probe.all_zero for probe in probes.values())
+    tail = f"; {zero} see nothing but zeros (a zeroed last gamma)" if zero else ""
+    if faults:
+        with _no_zeros(model, tuple(f"{key}." for key in probes)):
+            _, without, failure = _with_gradients(model, inputs, plan)
+        if without or failure or any(fault.endswith("finite") for fault in faults):
+            return Check("reached", False, f"{len(faults)} faults, the first: {faults[0]}")
+        tail += f"; {len(faults)} are multiplied by a parameter that is zero"
+    return Check("reached", True, f"{len(probes)} blocks ran, their parameters get a finite gradient{tail}")
+
+
+@contextmanager
+def _no_zeros(model: nn.Module, but: tuple[str, ...]) -> Iterator[None]:
+    """Every parameter that is zero throughout is a half for a while, those of the blocks apart."""
+    zeros = [p for n, p in model.named_parameters() if not n.startswith(but) and p.is_floating_point() and not p.any()]
+    values = [p.data for p in zeros]
+    try:
+        for parameter in zeros:
+            parameter.data = torch.full_like(parameter, 0.5)  # in memory of its own: its own may be mapped from a file
+        yield
+    finally:
+        for parameter, value in zip(zeros, values, strict=True):
+            parameter.data = value
+
+
+def _with_gradients(model: nn.Module, inputs: Inputs, plan: Plan) -> tuple[dict[str, Probe], list[str], str]:
+    """What each block saw in one forward, what is wrong with its gradient, and why the forward failed, if it did."""
+    probes = {d.key: Probe() for d in plan.insertions}
+    owned: dict[str, list[str]] = {}
+    for decision in plan.insertions:
+        owned.setdefault(_owner(decision), []).append(decision.key)
+    faults: list[str] = []
+    handles: list[Any] = []
+    try:
+        for key, probe in probes.items():
+            handles.append(model.get_submodule(key).register_forward_hook(_watch(probe)))
+        for path, keys in owned.items():
+            handles.append(model.get_submodule(path).register_forward_hook(_gradient(model, keys, probes, faults)))
+        with preserved(model), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            model.eval()
+            model(*inputs.args, **inputs.kwargs)
+    except Exception as error:  # foreign code may raise anything
+        return probes, faults, first_line(error)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return probes, faults, ""
+
+
+def _owner(decision: Decision) -> str:
+    carrier = decision.site.carrier
+    assert carrier is not None
+    return carrier.path
+
+
+def _watch(probe: Probe) -> Any:
+    def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        probe.runs += 1
+        probe.all_zero = probe.all_zero and not args[0].detach().any().item()
+
+    return hook
+
+
+def _gradient(model: nn.Module, keys: list[str], probes: dict[str, Probe], faults: list[str]) -> Any:
+    """Behind an owner: the gradient of a weighted sum of its output with respect to each block's parameters."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        tensors = [t for t in tensors_in(output) if t.is_floating_point() and t.requires_grad]
+        if not tensors:
+            return
+        weights = [torch.cos(torch.arange(t.numel(), device=t.device).float()).reshape(t.shape) for t in tensors]
+        loss = sum((t * w).sum() for t, w in zip(tensors, weights, strict=True))
+        for key in keys:
+            parameters = [p for p in model.get_submodule(key).parameters() if p.requires_grad]
+            if not parameters:
+                continue
+            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)  # type: ignore[arg-type]
+            if not all(g is None or torch.isfinite(g).all() for g in gradients):
+                faults.append(f"the gradient at {key} is not finite")
+            elif not any(g is not None and g.any() for g in gradients) and not probes[key].all_zero:
+                faults.append(f"the output of {_owner_name(module)} does not depend on {key}")
+
+    return hook
+
+
+def _owner_name(module: nn.Module) -> str:
+    return type(module).__name__
+
+
+def keys(before: dict[str, str], model: nn.Module, plan: Plan) -> Check:
+    """4. Every original key (``before``: name -> hash) has the identical value; new keys are exactly the planned."""
+    after = digests(model)
+    planned = _aliases(model, planned_keys(plan))
+    doubled = {f"{d.site.absorb}.{n}" for d in plan.insertions if d.init == "absorb" for n in ("weight", "bias")}
+    absorbed = _aliases(model, doubled)
+    state = model.state_dict()
+    halves = sorted(k for k in absorbed if k in after and digest(state[k] * 0.5) != before.get(k))
+    lost = sorted((set(before) | planned) - set(after))
+    changed = sorted(k for k in before if k in after and before[k] != after[k] and k not in absorbed)
+    foreign = sorted(set(after) - set(before) - planned)
+    for what, found in (("lost", lost), ("changed", changed), ("not doubled", halves), ("not planned", foreign)):
+        if found:
+            return Check("keys", False, f"{len(found)} keys {what}, the first is {found[0]}")
+    tail = f", {len(absorbed)} of absorbed norms doubled" if absorbed else ""
+    new = len(after) - len(before)
+    return Check("keys", True, f"{len(before) - len(absorbed)} tensors identical{tail}, {new} new ones all planned")
+
+
+def _aliases(model: nn.Module, names: set[str]) -> set[str]:
+    """``names``, and those under which a shared module holds the same tensors again."""
+    state = model.state_dict(keep_vars=True)
+    same = {id(state[name]) for name in names if name in state}
+    return names | {name for name, tensor in state.items() if id(tensor) in same}
+
+
+def planned_keys(plan: Plan) -> set[str]:
+    """The keys that the plan's blocks add to a state dict."""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    found: set[str] = set()
+    for decision in plan.insertions:
+        kind = decision.block, repr(decision.kwargs)
+        if kind not in kinds:
+            kinds[kind] = list(make_block(decision, plan.seed, None).state_dict())
+        found.update(f"{decision.key}.{name}" for name in kinds[kind])
+    return found
+
+
+def overhead(before: Cost, after: Cost, sites: tuple[SiteCost, ...]) -> Check:
+    """5. Parameters and MACs grew by exactly what the inserted blocks account for."""
+    grown = (after.parameters - before.parameters, after.macs - before.macs)
+    planned = (sum(s.parameters for s in sites), sum(s.macs for s in sites))
+    if grown != planned:
+        detail = f"grew by {grown[0]:,} parameters and {grown[1]:,} MACs, planned {planned[0]:,} and {planned[1]:,}"
+        return Check("overhead", False, detail)
+    return Check("overhead", True, f"grew by exactly {grown[0]:,} parameters and {grown[1]:,} MACs")
+
+
+def require(checks: tuple[Check, ...]) -> None:
+    """Raise ``VerifyError`` with every check that failed."""
+    failed = [f"{check.name}: {check.detail}" for check in checks if check.passed is False]
+    if failed:
+        raise VerifyError("the rewritten model is not what was planned. " + "; ".join(failed))

@@ -1,0 +1,1 @@
+"""From a name and a checkpoint to a model with its weights."""

@@ -1,0 +1,208 @@
+"""Model specs to models: ``timm:NAME``, ``torchvision:NAME``, ``pkg.module:factory``, with constructor arguments."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import inspect
+import keyword
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from se_inject.errors import LoadError, closest
+from se_inject.models.factories import factory_call, import_or_refuse, one_line
+from se_inject.search.inputs import default_size
+
+DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+# Constructor arguments that would load weights behind the tool's back.
+RESERVED = {"timm": ("pretrained", "checkpoint_path"), "torchvision": ("pretrained", "weights"), "": ("pretrained",)}
+
+
+def parse_model_args(pairs: Iterable[str], what: str = "model arg", example: str = "num_classes=10") -> dict[str, Any]:
+    """Constructor arguments from ``name=value`` texts; ``what`` they are called in a refusal, with an ``example``.
+
+    A value is read as a Python literal (``10``, ``True``, ``(3, 224)``, ``None``), else as a string. Raises
+    ``LoadError`` for a text without ``=``, an impossible or repeated name, ``true``/``false``, and an open bracket.
+
+    >>> parse_model_args(["num_classes=10", "model_name=efficientnet-lite0"])
+    {'num_classes': 10, 'model_name': 'efficientnet-lite0'}
+    """
+    args: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise LoadError(f"{what} {pair!r}: expected NAME=VALUE, such as {example}.")
+        if not name.isidentifier() or keyword.iskeyword(name):
+            raise LoadError(f"{what} {pair!r}: {name!r} is not the name of an argument; write NAME=VALUE.")
+        if name in args:
+            raise LoadError(f"{what} {name!r} is given twice.")
+        args[name] = _literal(f"{what} {name}", name, text.strip())
+    return args
+
+
+def _literal(what: str, name: str, text: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        if text.lower() in ("true", "false"):
+            raise LoadError(f"{what}={text}: write {name}={text.capitalize()}.") from None
+        if text[:1] in tuple("([{'\""):
+            raise LoadError(f"{what}={text}: not a Python literal; check brackets and quotes.") from None
+        return text
+
+
+def build_model(
+    spec: str, model_args: Mapping[str, Any] | None = None, *, pretrained: bool = False, allow_factory: bool = False
+) -> nn.Module:
+    """The model that ``spec`` names, in eval mode, on the default device (``with torch.device("meta")`` works).
+
+    ``model_args`` go to its constructor. ``pretrained`` (default False) fetches the zoo's own weights; a factory is
+    called with ``pretrained=True`` if it takes that, and else trusted to bring its own. ``allow_factory`` (default
+    False) permits ``pkg.module:factory``, which imports and runs code. Raises ``LoadError``.
+    """
+    zoo, name = split_spec(spec)
+    args = dict(model_args or {})
+    for arg in RESERVED[zoo if zoo in RESERVED else ""]:
+        if arg in args:
+            raise LoadError(f"{arg} is not a model arg here; give --pretrained, --checkpoint or --random-init.")
+    if zoo in ZOOS:
+        make = ZOOS[zoo](spec, name, args, pretrained)
+    elif allow_factory:
+        make = factory_call(spec, zoo, name, args, pretrained)
+    else:
+        raise LoadError(f"{spec}: a factory runs code of your own, and is taken from the command line only.")
+    try:
+        model = make()
+    except Exception as error:  # whatever a foreign constructor raises
+        raise _explain(spec, args, pretrained, error) from error
+    if not isinstance(model, nn.Module):
+        raise LoadError(f"{spec}: returned {type(model).__name__}, not a torch.nn.Module.")
+    return model.eval()
+
+
+def split_spec(spec: str) -> tuple[str, str]:
+    """``("timm", "resnet18")``, or the module and the attribute path of a factory.
+
+    Raises ``LoadError`` when it is neither.
+    """
+    left, colon, right = spec.partition(":")
+    if colon and right and (left in ZOOS or (DOTTED.fullmatch(left) and DOTTED.fullmatch(right))):
+        return left, right
+    hint = f" Did you mean 'timm:{spec}'?" if re.fullmatch(r"[\w.\-]+", spec) else ""
+    raise LoadError(f"{spec!r} names no model; write timm:NAME, torchvision:NAME or pkg.module:factory.{hint}")
+
+
+def input_size(spec: str, model: nn.Module, model_args: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Channels and sides of one input, from the model's configuration and the arguments that change them."""
+    zoo, name = split_spec(spec)
+    size = default_size(model) or (_torchvision_size(name) if zoo == "torchvision" else None)
+    if size is None:
+        return None
+    side = model_args.get("img_size", model_args.get("image_size"))
+    if side is not None:
+        size = (size[0], *(side if isinstance(side, tuple | list) else (side,) * (len(size) - 1)))
+    return (int(model_args.get("in_chans", size[0])), *map(int, size[1:]))
+
+
+def weights_name(spec: str, model: nn.Module) -> str:
+    """Which weights ``pretrained`` took, in the zoo's own words; empty for a factory."""
+    zoo, name = split_spec(spec)
+    if zoo == "torchvision":
+        return str(import_or_refuse("torchvision").models.get_model_weights(name)["DEFAULT"])
+    config = getattr(model, "pretrained_cfg", None)
+    if not isinstance(config, dict) or not config.get("architecture"):
+        return ""
+    return ".".join(filter(None, (config["architecture"], config.get("tag"))))
+
+
+def _timm(spec: str, name: str, args: dict[str, Any], pretrained: bool) -> Callable[[], Any]:
+    timm = import_or_refuse("timm")
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        raise LoadError(f"{spec}: timm has no model {base!r}.{closest(base, timm.list_models())}")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{base}.*")]
+    if tag and tag not in tags:
+        raise LoadError(f"{spec}: timm has no weights {tag!r} of {base}.{closest(tag, tags)}")
+    if pretrained and not timm.is_model_pretrained(name):
+        raise LoadError(f"{spec}: timm has no pretrained weights of {base}; give --checkpoint or --random-init.")
+    return functools.partial(_quietly, timm.create_model, name, pretrained=pretrained, **args)
+
+
+def _torchvision(spec: str, name: str, args: dict[str, Any], pretrained: bool) -> Callable[[], Any]:
+    models = import_or_refuse("torchvision").models
+    if name not in models.list_models():
+        raise LoadError(f"{spec}: torchvision has no model {name!r}.{closest(name, models.list_models())}")
+    if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+        args.setdefault("weights_backbone", None)
+    weights = "DEFAULT" if pretrained else None
+    return functools.partial(_quietly, models.get_model, name, weights=weights, **args)
+
+
+ZOOS: dict[str, Callable[[str, str, dict[str, Any], bool], Callable[[], Any]]] = {
+    "timm": _timm,
+    "torchvision": _torchvision,
+}
+
+
+def _torchvision_size(name: str) -> tuple[int, ...] | None:
+    """The crop (segmentation: the resized) size of the preprocessing that belongs to the default weights."""
+    try:
+        transforms = import_or_refuse("torchvision").models.get_model_weights(name)["DEFAULT"].transforms()
+    except (KeyError, ValueError, AttributeError, TypeError):
+        return None
+    sides = {"ImageClassification": "crop_size", "SemanticSegmentation": "resize_size"}
+    side = getattr(transforms, sides.get(type(transforms).__name__, ""), None)
+    return (3, side[0], side[-1]) if side else None
+
+
+def _quietly(make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Call a zoo's constructor: no notes to its own developers, and no unrestricted unpickling of what it fetches."""
+    with warnings.catch_warnings(), _weights_only():
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torchvision\.")
+        return make(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _weights_only() -> Iterator[None]:
+    """torchvision fetches weights through ``torch.hub`` with ``weights_only=False``; this overrules it."""
+    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+    before = {name: os.environ.pop(name, None) for name in names}
+    os.environ[names[0]] = "1"
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _explain(spec: str, args: Mapping[str, Any], pretrained: bool, error: Exception) -> LoadError:
+    network = ("httpx", "requests", "urllib3", "huggingface_hub")
+    if pretrained and (isinstance(error, OSError) or type(error).__module__.partition(".")[0] in network):
+        return LoadError(
+            f"{spec}: the pretrained weights could not be fetched: {one_line(error)}. "
+            "Check the connection, or download the file and give it with --checkpoint."
+        )
+    given = f" with {', '.join(f'{k}={v!r}' for k, v in args.items())}" if args else ""
+    return LoadError(f"{spec}{given}: cannot be built: {one_line(error)}")
+
+
+def known_models() -> list[str]:
+    """Specs of every model of the installed libraries, ``timm:resnet18`` and so on, sorted."""
+    found: list[str] = []
+    for library in ("timm", "torchvision"):
+        try:
+            package = import_or_refuse(library if library == "timm" else f"{library}.models")
+        except LoadError:  # not installed: the other one may be
+            continue
+        found += [f"{library}:{name}" for name in sorted(package.list_models())]
+    return found

@@ -1,0 +1,1 @@
+"""One report, and all the ways to look at it."""

@@ -1,0 +1,61 @@
+"""What a notebook shows for a plan, a report, a cost: a heading and a table, in the notebook's own style."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from markupsafe import Markup
+
+from se_inject.report import tables
+from se_inject.types import Cost, Plan, Report
+
+FIRST = 50  # insertions shown
+
+
+def report(shown: Report) -> str:
+    totals = [(r.name, r.before, r.after, r.added, r.percent) for r in tables.total_rows(shown)]
+    marks = [f"{mark} {name}" for mark, name, _ in tables.marks(shown.checks)]
+    parts = [
+        _heading(shown.plan),
+        _table(("", "before", "after", "added", "change"), totals),
+        _paragraph(", ".join(marks) or "not checked"),
+    ]
+    return str(Markup("").join(parts))
+
+
+def plan(shown: Plan) -> str:
+    rows = [(r.module, r.cls, r.placement, r.channels) for r in tables.site_rows(shown)]
+    parts = [_heading(shown), _table(("module", "class", "placement", "channels"), rows[:FIRST])]
+    if len(rows) > FIRST:
+        parts.append(_paragraph(f"and {len(rows) - FIRST} more"))
+    parts += [_paragraph(f"{len(group.sites)} skipped: {group.reason}") for group in tables.groups(shown.skips)]
+    return str(Markup("").join(parts))
+
+
+def cost(shown: Cost) -> str:
+    rows = (
+        ("parameters", tables.count(shown.parameters)),
+        ("MACs", tables.count(shown.macs)),
+        ("FLOPs", tables.count(shown.flops)),
+        ("element-wise ops", tables.count(shown.elementwise)),
+        ("activation memory", tables.size(shown.activation_bytes)),
+    )
+    return str(_table(("", "one forward"), rows))
+
+
+def _heading(shown: Plan) -> Markup:
+    return Markup("<p><b>{}</b>: {}</p>").format(tables.visible(shown.model), tables.visible(tables.headline(shown)))
+
+
+def _paragraph(text: str) -> Markup:
+    return Markup("<p>{}</p>").format(tables.visible(text))
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Markup:
+    lines = [_row("th", head), *(_row("td", row) for row in rows)]
+    return Markup("<table>{}</table>").format(Markup("").join(lines))
+
+
+def _row(cell: str, values: Sequence[str]) -> Markup:
+    cells = [Markup("<{0}>{1}</{0}>").format(Markup(cell), tables.visible(value)) for value in values]
+    return Markup("<tr>{}</tr>").format(Markup("").join(cells))

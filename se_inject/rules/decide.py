@@ -1,0 +1,144 @@
+"""(sites, rules) -> decisions. Pure: everything is decided here, skips and their reasons included."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from se_inject.blocks import Block, find_block
+from se_inject.errors import RulesError, closest
+from se_inject.rules.budget import RATIOS
+from se_inject.rules.policies import choose
+from se_inject.rules.schema import Rules
+from se_inject.rules.select import Answer, included, refusal, select
+from se_inject.types import Decision, Site
+
+# `inner` under `auto`: a quarter of the block's input channels, the convention of MBConv and RegNetY.
+INNER_DEFAULTS = {"rd_ratio": 0.25, "rd_base": "block"}
+Alternatives = Callable[[Decision], list[tuple[float, Decision]]]
+Budget = Callable[[tuple[Decision, ...], Alternatives], tuple[Decision, ...]]
+
+
+def decide(
+    sites: Iterable[Site], rules: Rules, *, half: bool = False, budget: Budget | None = None
+) -> tuple[Decision, ...]:
+    """One decision for every site. ``half``: the model is in fp16, where ``absorb`` is not exact. ``budget``: chooses
+    among what the rules take, when they set one.
+
+    Raises ``RulesError`` when nothing is to be inserted, with the nearest paths or the commonest reason.
+    """
+    sites = tuple(sites)
+    chosen = choose(rules.placement, sites)
+    sites = tuple(site for site in sites if site.id in chosen)
+    selected = select(rules, [site for site in sites if chosen[site.id][0]])
+    decisions = tuple(_decide(site, rules, chosen[site.id], selected.get(site.id), half) for site in sites)
+    if budget is not None:
+
+        def alternatives(planned: Decision) -> list[tuple[float, Decision]]:
+            site, found = planned.site, {}
+            for ratio in rules.budget.get("ratios", RATIOS) if "rd_ratio" in find_block(planned.block).options else ():
+                changed = replace(rules, ratio=ratio, ratio_by_stage={})
+                other = _decide(site, changed, chosen[site.id], selected.get(site.id), half)
+                found[str(other.kwargs)] = (ratio, other)  # two ratios may round to one width
+            return list(found.values()) or [(0.0, planned)]
+
+        decisions = budget(decisions, alternatives)
+    if unmatched := _unmatched(sites, rules):
+        raise RulesError(unmatched)
+    if not any(d.status == "insert" for d in decisions):
+        offered = tuple(d for d in decisions if chosen[d.site.id][0])
+        raise RulesError(_nothing(sites, rules, offered or decisions))
+    return _renamed(decisions)
+
+
+def _renamed(decisions: tuple[Decision, ...]) -> tuple[Decision, ...]:
+    """Every site has a name of its own for its child; what is inserted takes the first of its owner's names."""
+    names: dict[tuple[str, str], set[str]] = {}
+    for decision in decisions:
+        if (carrier := decision.site.carrier) is not None and carrier.kind != "slot":
+            names.setdefault(_pool(decision), set()).add(carrier.name)
+    free = {pool: sorted(found, key=lambda name: (len(name), name)) for pool, found in names.items()}
+    renamed = []
+    for decision in decisions:
+        carrier = decision.site.carrier
+        if decision.status == "insert" and carrier is not None and carrier.kind != "slot":
+            carrier = replace(carrier, name=free[_pool(decision)].pop(0))
+            decision = replace(decision, site=replace(decision.site, carrier=carrier))
+        renamed.append(decision)
+    return tuple(renamed)
+
+
+def _pool(decision: Decision) -> tuple[str, str]:
+    """The module that gets the child, and the child's name without its number."""
+    parent, _, name = decision.key.rpartition(".")
+    return parent, re.sub(r"_\d+$", "", name)
+
+
+def _decide(site: Site, rules: Rules, chosen: tuple[str, str], selected: Answer | None, half: bool) -> Decision:
+    why, why_not = chosen
+    if selected is None or why_not:
+        return Decision(site, "skip", why_not)
+    match, reason = selected
+    defaults: dict[str, Any] = INNER_DEFAULTS if site.placement == "inner" and "auto" in rules.placement else {}
+    spec = rules.spec(match, defaults, site)
+    init = (match.init if match else "") or rules.init
+    block = find_block(spec.name)
+    reason = reason or _impossible(site, rules, spec.name, init, half)
+    if reason:
+        return Decision(site, "skip", reason)
+    try:
+        kwargs = block.resolve(site, init, _known(spec.options, block))
+    except ValueError as error:
+        raise RulesError(f"block {spec.name} at {site.id}: {error}.") from error
+    if reason := block.refusal(site, init, kwargs):
+        return Decision(site, "skip", reason)
+    return Decision(site, "insert", f"{why} ({site.note})" if site.note else why, spec.name, init, kwargs)
+
+
+def _known(options: dict[str, Any], block: Block) -> dict[str, Any]:
+    """Without the defaults and ratios that a block has no use for; what the user wrote in `block` was checked."""
+    return {name: value for name, value in options.items() if name in block.options}
+
+
+def _impossible(site: Site, rules: Rules, block: str, init: str, half: bool) -> str:
+    if site.gated and not rules.again:
+        return site.gated
+    if site.obstacle:
+        return f"no way to insert: {site.obstacle}"
+    layouts = find_block(block).layouts
+    if layouts and site.layout not in layouts:
+        return f"layout {site.layout} (shape {list(site.shape)}); block {block} takes {', '.join(layouts)}"
+    if init not in find_block(block).inits:
+        return f"block {block} cannot start as {init}"
+    if init == "absorb" and half:
+        return "absorb is not exact in float16 (subnormals and overflow); use identity"
+    if init == "absorb" and not site.absorb:
+        return f"absorb: {site.absorb_obstacle}"
+    return ""
+
+
+def _unmatched(sites: tuple[Site, ...], rules: Rules) -> str:
+    """What the user named that is nowhere: an include, or an entry that no site meets. Never passed over in silence."""
+    for pattern in (*rules.include, *(p for entry in rules.sites for p in entry.include)):
+        if sites and all(included(Rules(include=(pattern,)), site) for site in sites):
+            near = closest(pattern.removeprefix("re:"), {site.owner for site in sites})
+            return f"include {pattern!r} matches none of the {len(sites)} sites.{near}"
+    for i, entry in enumerate(rules.sites):
+        if sites and not entry.exclude and all(refusal(entry, site) for site in sites):
+            return f"sites[{i}] matches none of the {len(sites)} sites: {refusal(entry, sites[0])}."
+    return ""
+
+
+def _nothing(sites: tuple[Site, ...], rules: Rules, decisions: tuple[Decision, ...]) -> str:
+    if not sites:
+        return (
+            f"no place for {' or '.join(rules.placement)} found in this model. `se-inject list placements` says what "
+            "is looked for; RepVGG and its like have `sum`, plain chains `conv`."
+        )
+    reasons: dict[str, int] = {}
+    for decision in decisions:
+        reasons[decision.reason] = reasons.get(decision.reason, 0) + 1
+    reason, count = max(reasons.items(), key=lambda item: item[1])
+    return f"the rules select none of the {len(sites)} sites; most often ({count}): {reason}."

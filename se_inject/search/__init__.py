@@ -1,0 +1,1 @@
+"""From a model to its sites: a forward is traced, module by module, and the graphs are searched for places."""
