@@ -25,10 +25,12 @@ import torchvision
 from rich.progress import track
 from torch import fx, nn
 
+from se_inject.search.calls import Trace
+from se_inject.search.chains import chain
 from se_inject.search.inputs import resolve
-from se_inject.search.ops import chain, data
+from se_inject.search.nodes import data
 from se_inject.search.sites import find
-from se_inject.search.trace import Trace, trace
+from se_inject.search.trace import trace
 from se_inject.surgery.carriers import reaches
 
 PLACEMENTS = ("standard", "inner", "concat", "sum")

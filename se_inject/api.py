@@ -23,10 +23,11 @@ from se_inject.rules import budget
 from se_inject.rules.decide import Alternatives, Budget, decide
 from se_inject.rules.policies import needed
 from se_inject.rules.schema import Rules, given, read
+from se_inject.search.calls import Trace
 from se_inject.search.inputs import Inputs, dtype_of, resolve
 from se_inject.search.modes import train_only
 from se_inject.search.sites import Found, find
-from se_inject.search.trace import Trace, trace, uncollected
+from se_inject.search.trace import trace, uncollected
 from se_inject.surgery import splice
 from se_inject.surgery.fingerprint import fingerprint
 from se_inject.surgery.spec import differences

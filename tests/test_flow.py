@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
 
-from se_inject.search.flow import Join, dominators, end, gated, joins
+from se_inject.search.dominators import dominators
+from se_inject.search.flow import Join, end, joins
+from se_inject.search.gated import gated
 from se_inject.search.inputs import Inputs, resolve
-from se_inject.search.ops import data, name_of
+from se_inject.search.nodes import data, name_of
 from se_inject.search.trace import trace
 from tests.nets import NETS, DropPath, Fn, LayerScale, Net, body, conv, unit
 

@@ -12,8 +12,9 @@ import torch
 import torchvision
 from torch import nn
 
+from se_inject.search.chains import chain
 from se_inject.search.inputs import resolve
-from se_inject.search.ops import chain, data
+from se_inject.search.nodes import data
 from se_inject.search.sites import Found, find
 from se_inject.search.trace import trace
 from se_inject.surgery.carriers import reaches

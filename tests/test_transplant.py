@@ -14,8 +14,8 @@ from torch import nn
 
 import se_inject
 from se_inject.rules.presets import PRESETS
+from se_inject.search.chains import chain
 from se_inject.search.inputs import resolve
-from se_inject.search.ops import chain
 from se_inject.search.trace import trace
 from tests.helpers import randomise
 

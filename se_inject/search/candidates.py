@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
+from se_inject.search.axes import channel_axis
+from se_inject.search.calls import Call
 from se_inject.search.flow import Join, concats, joins
-from se_inject.search.ops import channel_axis, shape
-from se_inject.search.trace import Call
+from se_inject.search.nodes import shape
 
 
 @dataclass(eq=False)

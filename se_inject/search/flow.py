@@ -13,20 +13,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from se_inject.search.ops import (
-    chain,
-    channel_axis,
-    data,
-    gate,
-    longest,
-    mixes,
-    nonlinear,
-    op,
-    passes,
-    per_node,
-    settle_axis,
-    shape,
-)
+from se_inject.search.axes import channel_axis, settle_axis
+from se_inject.search.chains import chain, gate, longest, mixes, nonlinear, passes
+from se_inject.search.dominators import dominators, outer_fork
+from se_inject.search.nodes import data, op, per_node, shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,27 +125,11 @@ def concats(graph: fx.Graph) -> list[Join]:
         fork = above[node]
         group = Join(node, fork, tuple(_branch(operand, fork) for operand in data(node)), frozenset([node]))
         if fork is None:
-            fork = _outer_fork({n for b in group.branches for m in b.nodes for n in (m, *data(m))})
+            fork = outer_fork({n for b in group.branches for m in b.nodes for n in (m, *data(m))})
         layered = any(branch.weight for branch in group.branches)
         if fork is not None and layered and not any(branch.resamples for branch in group.branches):
             found.append(group)
     return found
-
-
-def _outer_fork(nodes: set[fx.Node]) -> fx.Node | None:
-    """The common dominator, in the caller's graph, of the arguments among ``nodes``."""
-    outer: list[fx.Node] = [n.meta["outer"] for n in nodes if n.op == "placeholder" and n.meta.get("outer")]
-    if not outer or len({n.graph for n in outer}) > 1:
-        return None
-    above = dominators(outer[0].graph)
-    chains = []
-    for node in outer:
-        path, higher = [node], above.get(node)
-        while higher is not None:
-            path.append(higher)
-            higher = above.get(higher)
-        chains.append(path)
-    return next((n for n in chains[0] if all(n in other for other in chains[1:])), None)
 
 
 @per_node
@@ -210,66 +184,9 @@ def _projects(operand: fx.Node, nodes: set[fx.Node]) -> bool:
     return False
 
 
-def dominators(graph: fx.Graph) -> dict[fx.Node, fx.Node | None]:
-    """Immediate dominator of every data node; None stands for a virtual root above all placeholders.
-
-    One pass in topological order is enough, because the graph has no cycle (Cooper, Harvey and Kennedy 2001).
-    """
-    above: dict[fx.Node, fx.Node | None] = {}
-    depth: dict[fx.Node | None, int] = {None: 0}
-    for node in graph.nodes:
-        common: fx.Node | None = None
-        sources = [n for n in data(node) if n in above]
-        if sources:
-            common = sources[0]
-            for other in sources[1:]:
-                common = _meet(common, other, above, depth)
-        above[node] = common
-        depth[node] = depth[common] + 1
-    return above
-
-
-def _meet(
-    a: fx.Node | None, b: fx.Node | None, above: dict[fx.Node, fx.Node | None], depth: dict[fx.Node | None, int]
-) -> fx.Node | None:
-    while a is not b:
-        if depth[a] >= depth[b]:
-            assert a is not None
-            a = above[a]
-        else:
-            assert b is not None
-            b = above[b]
-    return a
-
-
 def end(branch: Branch) -> fx.Node | None:
     """The last value of a branch before drop path, layer scale and the like; None when nothing else is on it."""
     node = branch.operand
     while node in branch.nodes and passes(node) and data(node):
         node = data(node)[0]
     return node if node in branch.nodes and node.op != "placeholder" else None
-
-
-def gated(node: fx.Node) -> str:
-    """Why the value counts as gated already: the gate that made it, norms and activations looked through."""
-    current: fx.Node | None = node
-    while current is not None:
-        for o in reversed(chain(current)):
-            if o.kind == "gate":
-                return f"already gated by {current.meta.get('path') or current.name}"
-            if o.kind not in ("act", "norm", "pass", "scale", "bias", "permute"):
-                return ""
-        sources = data(current)
-        current = sources[0] if len(sources) == 1 else None
-    return ""
-
-
-def gated_next(node: fx.Node) -> str:
-    """Why the value counts as gated already: the gate that it goes into."""
-    for user in node.users:
-        if not user.op.startswith("call"):
-            continue
-        kinds = {o.kind for o in chain(user)}
-        if gate(user) is node or ("gate" in kinds and kinds <= {"gate", "pass"}):
-            return f"already gated by {user.meta.get('path') or user.name}"
-    return ""

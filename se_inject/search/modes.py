@@ -14,10 +14,12 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from se_inject.rules.policies import AUTO
+from se_inject.search.calls import Call, Names, Trace
 from se_inject.search.inputs import Inputs
-from se_inject.search.ops import data, op
+from se_inject.search.nodes import data, op
+from se_inject.search.recorder import record
 from se_inject.search.sites import Found, find
-from se_inject.search.trace import Call, Names, Trace, methods, record
+from se_inject.search.spots import methods
 from se_inject.types import Site
 
 

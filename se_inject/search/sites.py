@@ -9,12 +9,13 @@ from typing import Any
 from torch import fx
 
 from se_inject.rules.policies import AUTO
+from se_inject.search.axes import channel_axis
+from se_inject.search.calls import Call, Trace
 from se_inject.search.candidates import Candidate, Flow, area
 from se_inject.search.candidates import channels as channels_of
 from se_inject.search.flow import Join
-from se_inject.search.ops import channel_axis, shape
+from se_inject.search.nodes import shape
 from se_inject.search.placements import PLACEMENTS
-from se_inject.search.trace import Call, Trace
 from se_inject.surgery.carriers import Index, batch_norm, carrier, edge
 from se_inject.surgery.source import detour
 from se_inject.types import Carrier, Site

@@ -16,9 +16,13 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
+from se_inject.search.calls import CONTAINERS, Call, Trace
+from se_inject.search.chains import steps
 from se_inject.search.inputs import Inputs
-from se_inject.search.ops import HOMOGENEOUS, data, op, result, steps
-from se_inject.search.trace import CONTAINERS, TORCH_DIR, Call, Spot, Trace, methods, record
+from se_inject.search.nodes import data, op, result
+from se_inject.search.recorder import record
+from se_inject.search.spots import TORCH_DIR, Spot, methods
+from se_inject.search.words import HOMOGENEOUS
 from se_inject.surgery.source import current_code, method_source, parse, position, taken
 from se_inject.types import Carrier, Position
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any
 
-from se_inject.search.trace import Spot
+from se_inject.search.spots import Spot
 from se_inject.types import Position
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import fx, nn
 
-from se_inject.search.ops import name_of, op, result
+from se_inject.search.calls import Call, Trace
+from se_inject.search.nodes import name_of, op, result
 from se_inject.search.sites import Found
-from se_inject.search.trace import Call, Trace
 from se_inject.types import Decision
 
 # (value, the one user it is for or None) -> names of the children between them, the first innermost
