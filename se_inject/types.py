@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
 from dataclasses import dataclass, field
@@ -261,6 +262,11 @@ def to_dict(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_dict(item) for item in value]
     return value
+
+
+def dump(plan: Plan) -> str:
+    """The plan as JSON, the same text for the same plan."""
+    return json.dumps(to_dict(plan), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def from_dict(cls: type[T], data: Any) -> T:

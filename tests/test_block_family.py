@@ -22,7 +22,7 @@ from se_inject.blocks.custom import REGISTERED
 from se_inject.cli import main
 from se_inject.errors import PlanMismatchError, RulesError
 from se_inject.files.store import read_plan
-from se_inject.types import BlockSpec, Site
+from se_inject.types import BlockSpec, Site, dump
 
 C = 32
 SHAPES = {"NCL": (3, C, 21), "NCHW": (3, C, 9, 6), "NCDHW": (3, C, 8, 6, 5), "NHWC": (3, 9, 6, C)}
@@ -655,7 +655,7 @@ def test_files_import_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "mine_for_files" not in sys.modules
 
     made = se_inject.plan(Net(), (3, 12, 8), {"placement": "standard", "block": "mine_for_files:Mine"})
-    (tmp_path / "plan.json").write_text(se_inject.api.dump(made))
+    (tmp_path / "plan.json").write_text(dump(made))
     cls = sys.modules.pop("mine_for_files").Mine
     REGISTERED.clear()
     again = read_plan(tmp_path / "plan.json")

@@ -24,7 +24,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 import se_inject
-from se_inject import api
+from se_inject import injection
 from se_inject.checks import baseline
 from se_inject.cli import main
 from se_inject.files import store
@@ -441,7 +441,7 @@ def test_interrupt_while_loading_leaves_nothing(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [(baseline, "take"), (splice, "apply"), (api, "_checks"), (store, "read_back")], ids=str
+    ("module", "name"), [(baseline, "take"), (splice, "apply"), (injection, "_checks"), (store, "read_back")], ids=str
 )
 def test_interrupt_at_any_step_leaves_nothing(
     here: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
@@ -615,7 +615,7 @@ def _not_writable(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("se_inject.workflow.load_model", never)
+    monkeypatch.setattr("se_inject.workflow.given.load_model", never)
     result = run("convert", *RANDOM, "-o", "locked/a/b")
     assert result.exit_code == 1 and "locked is not writable" in result.stderr
     assert not list(Path("locked").iterdir())

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from rich.console import Console
 from torch import nn
 
-from se_inject.api import make_plan
 from se_inject.cli import main
 from se_inject.errors import RulesError
+from se_inject.planning import make_plan
 from se_inject.report import tables
 from se_inject.search.explain import Explanation, explain, render
 from se_inject.types import to_dict

@@ -15,9 +15,8 @@ import torch
 from torch import nn
 
 import se_inject
-from se_inject.api import dump
 from se_inject.errors import LoadError, PlanMismatchError
-from se_inject.types import Plan, from_dict, to_dict
+from se_inject.types import Plan, dump, from_dict, to_dict
 from tests.tiny import SIZE, Dropped, Layers, Residual, image, inject, net, with_carrier
 
 PAPER = {"placement": "standard", "init": "paper", "sites": [{"exclude": "blocks.2"}]}

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import se_inject
-from se_inject.api import dump
-from se_inject.types import Plan, from_dict, to_dict
+from se_inject.types import Plan, dump, from_dict, to_dict
 from tests.helpers import randomise
 from tests.nets import body, conv, unit
 

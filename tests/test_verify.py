@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import se_inject
-from se_inject import api
+from se_inject import planning
 from se_inject.checks import baseline, verify
 from se_inject.checks.baseline import Run, digests, preserved, run, tensors_in
 from se_inject.errors import VerifyError
@@ -21,7 +21,7 @@ from se_inject.search.inputs import from_shape
 from se_inject.search.trace import trace
 from se_inject.surgery import splice
 from se_inject.surgery.spec import differences
-from se_inject.types import Check, Cost, Plan, SiteCost
+from se_inject.types import Check, Cost, Plan, SiteCost, dump
 from tests.tiny import SIZE, Layers, Net, Residual, image, inject, net, open_gates
 
 IDENTITY = {"placement": "standard"}
@@ -32,7 +32,7 @@ class Case:
 
     def __init__(self, model: nn.Module | None = None, init: str = "identity", n: int = 2) -> None:
         self.model = model if model is not None else net(n=n)
-        self.planned = api.make_plan(self.model, SIZE, {"placement": "standard", "init": init})
+        self.planned = planning.make_plan(self.model, SIZE, {"placement": "standard", "init": init})
         self.plan: Plan = self.planned.plan
         self.reference = baseline.take(self.model, self.planned.inputs, self.plan.seed)
         self.result: Any = splice.apply(self.model, self.plan)
@@ -215,7 +215,7 @@ def test_outputs_that_are_not_numbers_are_compared_and_said() -> None:
     (check,) = [c for c in result.report.checks if c.name == "outputs (eval)"]
     assert check.passed is True and "the original's hold NaN or infinity" in check.detail
     assert result.plan.baseline.samples == () and result.plan.baseline.outputs
-    assert ": NaN" not in api.dump(result.plan)
+    assert ": NaN" not in dump(result.plan)
     lost = Run([torch.zeros(2)], {})
     assert verify._compare("outputs", lost, Run([torch.full((2,), float("nan"))], {})).passed is False
 
@@ -479,7 +479,7 @@ def test_modes_buffers_gradients_and_random_state_come_back() -> None:
 
 def test_run_is_seeded_and_fails_politely() -> None:
     model = net(Stateful)
-    inputs = api.make_plan(model, SIZE, IDENTITY).inputs
+    inputs = planning.make_plan(model, SIZE, IDENTITY).inputs
     a, b, c = run(model, inputs, True, 0), run(model, inputs, True, 0), run(model, inputs, True, 1)
     assert torch.equal(a.outputs[0], b.outputs[0]) and not torch.equal(a.outputs[0], c.outputs[0])
     assert a.buffers.keys() == dict(model.named_buffers()).keys() and run(model, inputs, False, 0).buffers == {}
@@ -488,9 +488,9 @@ def test_run_is_seeded_and_fails_politely() -> None:
 
 def test_a_large_image_is_probed_small() -> None:
     model = net()
-    planned = api.make_plan(model, (3, 160, 224), IDENTITY)
+    planned = planning.make_plan(model, (3, 160, 224), IDENTITY)
     assert baseline.take(model, planned.inputs).probe.shape == (3, 64, 96)
-    planned = api.make_plan(model, image(size=(3, 160, 160)), IDENTITY)
+    planned = planning.make_plan(model, image(size=(3, 160, 160)), IDENTITY)
     assert baseline.take(model, planned.inputs).probe is planned.inputs  # given by the user: as it is
     fixed = nn.Sequential(net().stem, nn.Flatten(), nn.Linear(8 * 64 * 64, 2))
     inputs = from_shape((3, 128, 128), torch.float32)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import se_inject
-from se_inject.api import Injection
+from se_inject import Injection
 from se_inject.surgery.fingerprint import fingerprint
 from se_inject.types import Carrier, Decision, Plan, Position
 

@@ -12,20 +12,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from se_inject.api import Injection, dump
 from se_inject.checks import baseline
 from se_inject.checks.verify import same
 from se_inject.errors import LoadError, PlanMismatchError, VerifyError
 from se_inject.files.tensorfile import read_tensors, tensors_writer
 from se_inject.files.wrappers import Keys
 from se_inject.files.write import Content, write
+from se_inject.injection import Injection
 from se_inject.models.assign import assign, build_empty, lacks_values
 from se_inject.models.zoos import build_model
 from se_inject.search.skeleton import share, skeleton, to_meta
 from se_inject.surgery.modeling import render
 from se_inject.surgery.portable import NoSource
 from se_inject.surgery.splice import apply
-from se_inject.types import SCHEMA_VERSION, Artifact, Check, Plan, Report, from_dict
+from se_inject.types import SCHEMA_VERSION, Artifact, Check, Plan, Report, dump, from_dict
 
 TENSORS, PLAN, MODELING = "model.safetensors", "plan.json", "modeling.py"
 REPORT, MARKDOWN, HTML = "report.json", "report.md", "report.html"

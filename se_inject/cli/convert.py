@@ -1,0 +1,42 @@
+"""``se-inject convert``: rewrite a model, check it, write it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from se_inject.cli.options import CONTEXT, model_options, of_output, of_rules, output_options, rule_options
+from se_inject.cli.parts import Command
+
+
+@click.command(cls=Command, short_help="Insert blocks, check, and write the result.", context_settings=CONTEXT)
+@model_options
+@rule_options
+@of_rules("--plan", "plan_file", type=click.Path(path_type=Path), help="Apply this plan.json instead of rules.")
+@of_output("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@of_output("--force", is_flag=True, help="Replace an earlier output.")
+@of_output("--verify/--no-verify", "check", default=True, show_default=True, help="Run the checks.")
+@output_options
+def convert(model: str, output: Path, force: bool, check: bool, as_json: bool, quiet: bool, **given: Any) -> None:
+    """Rewrite MODEL with attention blocks in it, check it, and write it with a report.
+
+    MODEL is timm:NAME, torchvision:NAME or pkg.module:factory.
+
+    \b
+    Examples:
+      se-inject convert timm:resnet50 --pretrained -o out
+      se-inject convert torchvision:resnet50 --checkpoint r50.pth --placement standard --init absorb -o out
+      se-inject convert my_models:make_net --checkpoint best.safetensors --input-size 3,192,192 -o out
+    """
+    from se_inject.terminal import Terminal
+    from se_inject.workflow import convert as work
+
+    with Terminal(quiet=quiet, results=not as_json) as screen:
+        report = work.convert(model, given, output, force=force, check=check, screen=screen)
+        screen.report(report, output)
+    if as_json:
+        from se_inject.report.formats import to_json
+
+        click.echo(to_json(report), nl=False)

@@ -1,0 +1,36 @@
+"""``se-inject remove``: the base model's weights out of an output folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from se_inject.cli.options import CONTEXT, base_options, of_output, output_options
+from se_inject.cli.parts import Command
+
+
+@click.command(cls=Command, short_help="Take the blocks out of an output folder.", context_settings=CONTEXT)
+@click.argument("folder", type=click.Path(path_type=Path))
+@base_options
+@of_output("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@of_output("--force", is_flag=True, help="Replace an earlier output.")
+@output_options
+def remove(
+    folder: Path, output: Path, model: str | None, model_arg: tuple[str, ...], force: bool, as_json: bool, quiet: bool
+) -> None:
+    """Take the blocks out of an output FOLDER again, and write the base model's weights.
+
+    \b
+    Example:
+      se-inject remove out -o base
+    """
+    from se_inject.terminal import Terminal
+    from se_inject.workflow import remove as work
+
+    with Terminal(quiet=quiet, results=not as_json) as screen:
+        summary = work.remove(folder, output, model, model_arg, force=force, screen=screen)
+        screen.line(summary["summary"])
+    if as_json:
+        click.echo(json.dumps(summary, indent=1))

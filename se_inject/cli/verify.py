@@ -1,0 +1,35 @@
+"""``se-inject verify``: check an output folder again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from se_inject.cli.options import CONTEXT, base_options, output_options
+from se_inject.cli.parts import Command
+
+
+@click.command(cls=Command, short_help="Check an output folder again.", context_settings=CONTEXT)
+@click.argument("folder", type=click.Path(path_type=Path))
+@base_options
+@output_options
+def verify(folder: Path, model: str | None, model_arg: tuple[str, ...], as_json: bool, quiet: bool) -> None:
+    """Check an output FOLDER again, without the original: hashes, outputs on the probe, blocks, cost.
+
+    \b
+    Examples:
+      se-inject verify out
+      se-inject verify out --model my_models:make_net
+    """
+    from se_inject.checks.verify import require
+    from se_inject.terminal import Terminal
+    from se_inject.workflow import verify as work
+
+    with Terminal(quiet=quiet, results=not as_json) as screen:
+        checks = work.verify(folder, model, model_arg, screen=screen)
+        screen.checks(checks)
+    if as_json:
+        click.echo(json.dumps([vars(check) for check in checks], indent=1))
+    require(checks)

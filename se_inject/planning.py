@@ -1,0 +1,102 @@
+"""From a model to a plan: one forward is recorded, sites are found in it, rules decide."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from se_inject.checks.measure import measure
+from se_inject.errors import PlanMismatchError
+from se_inject.rules import budget
+from se_inject.rules.decide import Alternatives, Budget, decide
+from se_inject.rules.policies import needed
+from se_inject.rules.schema import Rules, given, read
+from se_inject.search.calls import Trace
+from se_inject.search.inputs import Inputs, dtype_of, resolve
+from se_inject.search.modes import train_only
+from se_inject.search.sites import Found, find
+from se_inject.search.trace import trace, uncollected
+from se_inject.surgery import splice
+from se_inject.surgery.fingerprint import fingerprint
+from se_inject.types import Decision, Plan
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan with the trace it came from, for what follows in the same process."""
+
+    plan: Plan
+    trace: Trace
+    found: Found
+    inputs: Inputs
+
+
+def survey(
+    model: nn.Module, example_inputs: Any, placements: Collection[str], seed: int
+) -> tuple[Trace, Found, Inputs]:
+    """Record one forward and find every site of the placements in it."""
+    inputs = resolve(model, example_inputs, seed=seed)
+    with uncollected():
+        recorded = trace(model, inputs)
+        return recorded, train_only(recorded, find(recorded, placements), placements), inputs
+
+
+def make_plan(
+    model: nn.Module,
+    example_inputs: Any,
+    rules: Any,
+    *,
+    seed: int = 0,
+    name: str = "",
+    model_args: dict[str, Any] | None = None,
+) -> Planned:
+    """Survey the model and decide by ``rules``."""
+    parsed = read(rules)
+    recorded, found, inputs = survey(model, example_inputs, needed(parsed.placement), seed)
+    half = dtype_of(model) == torch.float16
+    made = Plan(
+        model=name or f"{type(model).__module__}.{type(model).__qualname__}",
+        model_args=model_args or {},
+        inputs=inputs.describe(),
+        fingerprint=fingerprint(model),
+        rules=given(parsed),
+        seed=seed,
+        decisions=decide(found.sites, parsed, half=half, budget=_budget(model, inputs, parsed)),
+        notes=tuple(recorded.notes),
+    )
+    return Planned(made, recorded, found, inputs)
+
+
+def _budget(model: nn.Module, inputs: Inputs, rules: Rules) -> Budget | None:
+    """What chooses under the budget of the rules, with the cost of each block measured at its site."""
+    if not rules.budget:
+        return None
+    base = measure(model, inputs).cost
+    known: dict[str, tuple[int, int]] = {}
+
+    def price(decision: Decision) -> tuple[int, int]:
+        key = f"{decision.block} {decision.kwargs} {decision.site.shape}"
+        if key not in known:
+            block = splice.make_block(decision, 0, None)
+            cost = measure(block, torch.empty(decision.site.shape, device="meta")).cost
+            known[key] = (cost.parameters, cost.macs)
+        parameters, macs = known[key]
+        return parameters, macs * decision.site.calls
+
+    def choose(decisions: tuple[Decision, ...], alternatives: Alternatives) -> tuple[Decision, ...]:
+        return budget.choose(decisions, alternatives, rules.budget, base, price)
+
+    return choose
+
+
+def follow_plan(model: nn.Module, example_inputs: Any, made: Plan) -> Planned:
+    """Survey the model for a plan that was made before; no rules. Raises ``PlanMismatchError``."""
+    splice.require_fingerprint(model, made)
+    recorded, found, inputs = survey(model, example_inputs, {d.site.placement for d in made.decisions}, made.seed)
+    if lost := [d.site.id for d in made.insertions if d.site.id not in found.places]:
+        raise PlanMismatchError(f"the plan inserts at {lost[0]}, where this model has no site. Make the plan again.")
+    return Planned(made, recorded, found, inputs)

@@ -1,0 +1,45 @@
+"""``se-inject convert``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from se_inject.blocks.custom import import_block
+from se_inject.errors import RulesError
+from se_inject.files import store
+from se_inject.files.write import check_output
+from se_inject.guard import unwrap
+from se_inject.injection import realise
+from se_inject.planning import follow_plan, make_plan
+from se_inject.types import Report
+from se_inject.workflow.folder import trusting
+from se_inject.workflow.given import RULE_OPTIONS, input_size, load, rules_from
+from se_inject.workflow.outputs import read_by
+from se_inject.workflow.screen import Screen
+
+
+def convert(spec: str, given: Mapping[str, Any], output: Path, *, force: bool, check: bool, screen: Screen) -> Report:
+    """Load, plan or read a plan, splice, check, write."""
+    read_files = read_by(given, "checkpoint", "rules", "plan_file")
+    check_output(output, force=force, inputs=read_files)
+    rules = None if given["plan_file"] else rules_from(given)
+    plan_read = store.read_plan(given["plan_file"]) if given["plan_file"] else None
+    if plan_read is not None and ":" in (given["block"] or ""):
+        import_block(given["block"])  # a class that the plan names
+        given = {**given, "block": None}
+    if plan_read is not None and (named := [k for k in RULE_OPTIONS if given[k]]):
+        raise RulesError(f"--plan decides everything; --{named[0].replace('_', '-')} cannot be given with it.")
+    loaded = load(spec, given, screen, weights_needed=True)
+    model = unwrap(loaded.model)
+    screen.step("plan")
+    inputs = input_size(given["input_size"], loaded)
+    with trusting(given["plan_file"]):
+        if plan_read is not None:
+            planned = follow_plan(model, inputs, plan_read)
+        else:
+            planned = make_plan(model, inputs, rules, seed=given["seed"], name=spec, model_args=loaded.model_args)
+        injection = realise(model, planned, inplace=True, check=check, progress=screen.step)
+        screen.step("write")
+        return store.save(injection, output, force=force, source=loaded.source, inputs=read_files)

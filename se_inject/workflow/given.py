@@ -1,0 +1,81 @@
+"""What the options of the command line say: rules, input size, weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from se_inject.errors import RulesError
+from se_inject.models.loading import Loaded, blocked_globals, load_model, parse_model_args
+from se_inject.rules.schema import read
+from se_inject.workflow.screen import Screen
+
+LARGEST_INPUT = 1 << 28  # values of one sample: 1 GiB
+
+RULE_OPTIONS = (
+    "rules", "placement", "block", "block_arg", "ratio", "init", "include", "exclude", "min_channels", "stages",
+    "budget", "again",
+)  # fmt: skip
+
+
+def rules_from(given: Mapping[str, Any]) -> Any:
+    """Rules from a file, with the options of the command line over it."""
+    rules = read(given["rules"])
+    block = dict(rules.block)
+    if given["block"]:
+        block = {"name": given["block"]}
+    block |= parse_model_args(given["block_arg"], "--block-arg", "gate=hardsigmoid")
+    changes: dict[str, Any] = {"block": block} if block else {}
+    for name in ("placement", "ratio", "init", "include", "exclude", "min_channels", "again"):
+        if given[name]:
+            changes[name] = given[name]
+    if given["budget"]:
+        changes["budget"] = dict(part.partition("=")[::2] for part in given["budget"].split(","))
+    if given["stages"]:
+        changes["stages"] = _numbers(given["stages"], "--stages", "3,4")
+    checked = read(dict(changes))  # the same checks as for a file
+    return replace(rules, **{name: getattr(checked, name) for name in changes})
+
+
+def _numbers(text: str, option: str, example: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise RulesError(f"{option} {text!r}: expected whole numbers above 0, such as {option} {example}.")
+    return numbers
+
+
+def input_size(text: str | None, loaded: Loaded) -> tuple[int, ...] | None:
+    if not text:
+        return loaded.input_size
+    size = _numbers(text, "--input-size", "3,224,224")
+    if math.prod(size) > LARGEST_INPUT:
+        raise RulesError(f"--input-size {text}: {math.prod(size):,} values, more than {LARGEST_INPUT:,}.")
+    return size
+
+
+def load(spec: str, given: Mapping[str, Any], screen: Screen, *, weights_needed: bool) -> Loaded:
+    screen.step("load")
+    if given["allow_pickle"] and given["checkpoint"] is not None:
+        names = blocked_globals(given["checkpoint"])
+        if names:
+            screen.warn(f"--allow-pickle: {given['checkpoint'].name} runs {', '.join(names)}")
+    torch.manual_seed(given["seed"])  # random weights come from the global generator
+    return load_model(
+        spec,
+        model_args=parse_model_args(given["model_arg"]),
+        pretrained=given["pretrained"],
+        checkpoint=given["checkpoint"],
+        random_init=given["random_init"],
+        allow_missing=given["allow_missing"],
+        allow_factory=True,
+        allow_pickle=given["allow_pickle"],
+        ema=given["ema"],
+        weights_needed=weights_needed,
+    )

@@ -1,0 +1,54 @@
+"""``se-inject plan``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from se_inject.errors import TraceError
+from se_inject.guard import unwrap
+from se_inject.planning import Planned, make_plan
+from se_inject.search.explain import Explanation
+from se_inject.search.explain import explain as explain_module
+from se_inject.types import Plan, dump
+from se_inject.workflow.given import input_size, load, rules_from
+from se_inject.workflow.outputs import check_file, read_by, write_file
+from se_inject.workflow.screen import Screen
+
+
+def plan(spec: str, given: Mapping[str, Any], output: Path | None, *, force: bool, screen: Screen) -> Plan:
+    """Load the structure, plan, and write the plan on request."""
+    if output is not None:
+        check_file(output, force, read_by(given, "checkpoint", "rules"))
+    made = planned(spec, given, screen=screen).plan
+    if output is not None:
+        write_file(output, dump(made))
+    return made
+
+
+def explain(spec: str, given: Mapping[str, Any], path: str, *, screen: Screen) -> Explanation:
+    """Plan, and show what was seen in one module and decided there."""
+    made = planned(spec, given, screen=screen)
+    return explain_module(made.trace, made.found, made.plan.decisions, path)
+
+
+def planned(spec: str, given: Mapping[str, Any], *, screen: Screen) -> Planned:
+    """A plan with the trace that it was made from."""
+    rules = rules_from(given)
+    loaded = load(spec, given, screen, weights_needed=False)
+    screen.step("plan")
+
+    def make() -> Planned:
+        size = input_size(given["input_size"], loaded)
+        model, args = unwrap(loaded.model), loaded.model_args
+        return make_plan(model, size, rules, seed=given["seed"], name=spec, model_args=args)
+
+    try:
+        return make()
+    except TraceError:
+        if loaded.source["weights"] != "none":
+            raise
+        # The forward needs numbers (NMS, data-dependent shapes): random weights will do for a plan.
+        loaded = load(spec, {**given, "random_init": True}, screen, weights_needed=False)
+        return make()
