@@ -56,7 +56,22 @@ def make_plan(
 ) -> Planned:
     """Survey the model and decide by ``rules``."""
     parsed = read(rules)
-    recorded, found, inputs = survey(model, example_inputs, needed(parsed.placement), seed)
+    surveyed = survey(model, example_inputs, needed(parsed.placement), seed)
+    return decided(model, surveyed, parsed, seed=seed, name=name, model_args=model_args)
+
+
+def decided(
+    model: nn.Module,
+    surveyed: tuple[Trace, Found, Inputs],
+    rules: Any,
+    *,
+    seed: int = 0,
+    name: str = "",
+    model_args: dict[str, Any] | None = None,
+) -> Planned:
+    """Decide by ``rules`` on what a survey found, which may be more than they ask for."""
+    (recorded, found, inputs), parsed = surveyed, read(rules)
+    sites = tuple(site for site in found.sites if site.placement in needed(parsed.placement))
     half = dtype_of(model) == torch.float16
     made = Plan(
         model=name or f"{type(model).__module__}.{type(model).__qualname__}",
@@ -65,7 +80,7 @@ def make_plan(
         fingerprint=fingerprint(model),
         rules=given(parsed),
         seed=seed,
-        decisions=decide(found.sites, parsed, half=half, budget=_budget(model, inputs, parsed)),
+        decisions=decide(sites, parsed, half=half, budget=_budget(model, inputs, parsed)),
         notes=tuple(recorded.notes),
     )
     return Planned(made, recorded, found, inputs)

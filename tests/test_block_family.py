@@ -25,7 +25,10 @@ from se_inject.files.store import read_plan
 from se_inject.types import BlockSpec, Site, dump
 
 C = 32
-SHAPES = {"NCL": (3, C, 21), "NCHW": (3, C, 9, 6), "NCDHW": (3, C, 8, 6, 5), "NHWC": (3, 9, 6, C)}
+SHAPES = {
+    "NCL": (3, C, 21), "NCHW": (3, C, 9, 6), "NCDHW": (3, C, 8, 6, 5), "NHWC": (3, 9, 6, C), "NDHWC": (3, 8, 6, 5, C),
+    "NLC": (3, 21, C),
+}  # fmt: skip
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Options that change what a block computes, beside the defaults.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -243,25 +246,28 @@ def test_channels_last_layout_is_timms_with_linear_layers() -> None:
     torch.testing.assert_close(ours(x), theirs(x))  # a matrix product and a convolution add in another order
 
 
-@pytest.mark.parametrize("layout", ["NCL", "NCDHW", "NHWC"])
-@pytest.mark.parametrize("name", ["se", "se_plain", "ese", "eca", "gc", "cbam"])
+@pytest.mark.parametrize(
+    ("name", "layout"), [(n, lay) for n, b in BLOCKS.items() for lay in b.layouts if n != "stn" and lay != "NCHW"]
+)
 def test_layouts_agree(name: str, layout: str) -> None:
     """The same numbers lie in the map's axes: each layout gives what NCHW gives on the map turned and flattened."""
     torch.manual_seed(0)
-    x = torch.randn({"NCL": (2, C, 11), "NCDHW": (2, C, 1, 5, 4), "NHWC": (2, 5, 4, C)}[layout])
-    flat = x.permute(0, 3, 1, 2) if layout == "NHWC" else x.reshape(2, C, -1, x.shape[-1])
+    sizes = {"NCL": (2, C, 11), "NCDHW": (2, C, 1, 5, 4), "NHWC": (2, 5, 4, C), "NDHWC": (2, 1, 5, 4, C)}
+    x = torch.randn(sizes.get(layout, (2, 11, C)))
+    first = x.movedim(-1, 1) if layout.endswith("C") else x
+    flat = first.reshape(2, C, -1, first.shape[-1])
     for options in ({}, *VARIANTS[name]):
         ours, plain = build(name, layout, "paper", **options).eval(), build(name, "NCHW", "paper", **options).eval()
         state = ours.state_dict()
         for key, tensor in plain.state_dict().items():
             if key == "spatial.conv.conv.weight" and layout == "NCL":
                 tensor = tensor[..., tensor.shape[-2] // 2, :]  # the row that is not padding
-            elif key == "spatial.conv.conv.weight" and layout == "NCDHW":
+            elif key == "spatial.conv.conv.weight" and layout in ("NCDHW", "NDHWC"):
                 state[key].zero_()[:, :, state[key].shape[2] // 2] = tensor
                 continue
             state[key].copy_(tensor.reshape(state[key].shape))
-        want = plain(flat)
-        want = want.permute(0, 2, 3, 1) if layout == "NHWC" else want.reshape(x.shape)
+        want = plain(flat).reshape(first.shape)
+        want = want.movedim(1, -1) if layout.endswith("C") else want
         torch.testing.assert_close(ours(x), want)
 
 
@@ -444,7 +450,7 @@ class Net(nn.Module):
         super().__init__()
         d = len(layout) - 2
         self.stem = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[d](3, C, 3, padding=1)
-        self.last = layout == "NHWC"
+        self.last = layout.endswith("C")
         self.block = Mlp() if self.last else Residual(d)
         self.head = nn.Linear(C, 5)
 
@@ -454,7 +460,9 @@ class Net(nn.Module):
         return self.head(x.flatten(2).mean(2))
 
 
-SIZES = {"NCL": (3, 12), "NCHW": (3, 12, 8), "NCDHW": (3, 6, 8, 8), "NHWC": (3, 12, 8)}
+SIZES = {
+    "NCL": (3, 12), "NCHW": (3, 12, 8), "NCDHW": (3, 6, 8, 8), "NHWC": (3, 12, 8), "NDHWC": (3, 6, 8, 8), "NLC": (3, 12)
+}  # fmt: skip
 
 
 def modeling(folder: Path) -> Any:

@@ -204,7 +204,7 @@ def test_a_value_out_of_range_names_block_and_site() -> None:
 
 
 # -- skips, each with its reason ------------------------------------------------------------------------------------
-LAYOUTS = ", ".join(BLOCKS["se"].layouts)
+LAYOUTS = ", ".join(BLOCKS["cbam"].layouts)
 SKIPS: dict[str, tuple[Callable[[], nn.Module], Any, str]] = {
     "gated": (lambda: Gated("standard", False), "standard", "already gated by gate"),
     "private": (
@@ -212,7 +212,11 @@ SKIPS: dict[str, tuple[Callable[[], nn.Module], Any, str]] = {
         "standard",
         "no way to insert: it is computed in",
     ),
-    "tokens": (Tokens, "standard", f"layout NLC (shape [2, 16, 8]); block se takes {LAYOUTS}"),
+    "tokens": (
+        Tokens,
+        {"placement": "standard", "block": "cbam"},
+        f"layout NLC (shape [2, 16, 8]); block cbam takes {LAYOUTS}",
+    ),
     "absorb": (
         lambda: Basic8(nn.ReLU6()),
         {"placement": "standard", "init": "absorb"},
@@ -265,14 +269,14 @@ def test_layouts_are_said_for_each_site() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.tokens(self.maps(x).flatten(2).transpose(1, 2))
 
-    decisions = decided(Mixed(), "standard")
+    decisions = decided(Mixed(), {"placement": "standard", "block": "cbam"})
     assert {name: (d.status, d.site.layout) for name, d in decisions.items()} == {
         "maps.0:standard": ("insert", "NCHW"),
         "maps.1:standard": ("insert", "NHWC"),
         "maps.2:standard": ("insert", "NCHW"),
         "tokens:standard": ("skip", "NLC"),
     }
-    assert decisions["tokens:standard"].reason == f"layout NLC (shape [2, 64, 8]); block se takes {LAYOUTS}"
+    assert decisions["tokens:standard"].reason == f"layout NLC (shape [2, 64, 8]); block cbam takes {LAYOUTS}"
 
 
 def test_half_precision_has_no_absorb() -> None:

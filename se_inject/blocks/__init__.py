@@ -20,7 +20,7 @@ from se_inject.blocks import (
 )
 from se_inject.blocks.block import INITS, Block
 from se_inject.blocks.custom import REGISTERED, register_block, unknown
-from se_inject.blocks.parts import LAYOUTS
+from se_inject.blocks.parts import LAYOUTS, MAPS
 
 __all__ = ["BLOCKS", "INITS", "Block", "find_block", "is_block", "register_block"]
 
@@ -61,7 +61,7 @@ BLOCKS: dict[str, Block] = {
         cbam.Cbam,
         cbam.resolve,
         cbam.OPTIONS,
-        LAYOUTS,
+        MAPS,  # its convolution over space would take tokens in a row for neighbours
         ("identity", "paper"),  # its two gates are 1/4 at zero
         "Woo et al., CBAM: Convolutional Block Attention Module, arXiv 1807.06521",
     ),

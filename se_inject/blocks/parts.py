@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-LAYOUTS = ("NCL", "NCHW", "NCDHW", "NHWC")
+MAPS = ("NCL", "NCHW", "NCDHW", "NHWC", "NDHWC")
+LAYOUTS = (*MAPS, "NLC")  # tokens: their mean is the squeeze, class token and all
 CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}  # by the number of axes of space
 NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]

@@ -74,7 +74,8 @@ def shrink(model: nn.Module, inputs: Inputs, seed: int = 0) -> Inputs:
     shape = inputs.shape
     if shape is None or len(shape) != 3 or min(shape[1:]) < 128:
         return inputs
-    small = from_shape((shape[0], *(max(64, side // 64 * 32) for side in shape[1:])), dtype_of(model), seed)
+    smaller = (shape[0], *(max(64, side // 64 * 32) for side in shape[1:]))
+    small = from_shape(smaller, dtype_of(model), seed, inputs.kind)
     small = small.map(lambda t: t.to(_device(model)))
     return inputs if run(model, small, False, seed).failure else small
 

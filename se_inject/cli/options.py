@@ -57,6 +57,11 @@ model_options = options(
     of_model("--ema/--no-ema", default=None, help="Averaged or raw weights, where a checkpoint has both."),
     of_model("--allow-pickle", is_flag=True, help="Run code that the checkpoint names. Only for files you made."),
     of_model("--input-size", metavar="C,H,W", help="Size of one input; default: the model's own configuration."),
+    of_model(
+        "--input-kind",
+        type=click.Choice(["batch", "list", "pair"]),
+        help="One batch, a list of images (detection), two batches (optical flow); default: what the model takes.",
+    ),
 )
 rule_options = options(
     of_rules(

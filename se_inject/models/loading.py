@@ -19,7 +19,7 @@ from se_inject.errors import LoadError
 from se_inject.files.checkpoint import blocked_globals, read_state_dict
 from se_inject.files.wrappers import match_keys
 from se_inject.models.assign import assign, build_empty, lacks_values
-from se_inject.models.zoos import build_model, input_size, parse_model_args, weights_name
+from se_inject.models.zoos import build_model, input_kind, input_size, parse_model_args, weights_name
 
 __all__ = ["Loaded", "blocked_globals", "build_model", "load_model", "parse_model_args", "read_state_dict"]
 
@@ -33,6 +33,7 @@ class Loaded:
     model_args: dict[str, Any]
     input_size: tuple[int, ...] | None  # channels and sides, from the model's own configuration
     source: dict[str, Any]
+    input_kind: str = "batch"  # one of inputs.KINDS
 
 
 def load_model(
@@ -85,7 +86,7 @@ def load_model(
         model, source = build(), {"weights": "random-init"}
     else:
         model, source = build_empty(build), {"weights": "none"}
-    return Loaded(model, spec, args, input_size(spec, model, args), source)
+    return Loaded(model, spec, args, input_size(spec, model, args), source, input_kind(spec))
 
 
 def _one_of(given: list[str], options: list[str], needed: bool) -> None:

@@ -24,6 +24,10 @@ DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 RESERVED = {"timm": ("pretrained", "checkpoint_path"), "torchvision": ("pretrained", "weights"), "": ("pretrained",)}
 
 
+# Packages of torchvision whose models take other things than one batch, with the size of an image that they run on.
+TORCHVISION_KINDS = {"detection": ("list", (3, 224, 224)), "optical_flow": ("pair", (3, 128, 128))}
+
+
 def parse_model_args(pairs: Iterable[str], what: str = "model arg", example: str = "num_classes=10") -> dict[str, Any]:
     """Constructor arguments from ``name=value`` texts; ``what`` they are called in a refusal, with an ``example``.
 
@@ -106,10 +110,18 @@ def input_size(spec: str, model: nn.Module, model_args: Mapping[str, Any]) -> tu
     size = default_size(model) or (_torchvision_size(name) if zoo == "torchvision" else None)
     if size is None:
         return None
-    side = model_args.get("img_size", model_args.get("image_size"))
+    # a ViT of torchvision takes one size alone, which need not be that of its default weights
+    side = model_args.get("img_size", model_args.get("image_size", getattr(model, "image_size", None)))
     if side is not None:
         size = (size[0], *(side if isinstance(side, tuple | list) else (side,) * (len(size) - 1)))
     return (int(model_args.get("in_chans", size[0])), *map(int, size[1:]))
+
+
+def input_kind(spec: str) -> str:
+    """In which of ``inputs.KINDS`` the model takes its images: torchvision's detectors and its optical flow differ."""
+    zoo, name = split_spec(spec)
+    package = _special(name) if zoo == "torchvision" else ""
+    return TORCHVISION_KINDS[package][0] if package else "batch"
 
 
 def weights_name(spec: str, model: nn.Module) -> str:
@@ -153,14 +165,25 @@ ZOOS: dict[str, Callable[[str, str, dict[str, Any], bool], Callable[[], Any]]] =
 
 
 def _torchvision_size(name: str) -> tuple[int, ...] | None:
-    """The crop (segmentation: the resized) size of the preprocessing that belongs to the default weights."""
+    """The crop (segmentation: the resized) size of the preprocessing that belongs to the default weights; of videos 16
+    frames."""
+    models = import_or_refuse("torchvision").models
+    if package := _special(name):
+        return TORCHVISION_KINDS[package][1]
     try:
-        transforms = import_or_refuse("torchvision").models.get_model_weights(name)["DEFAULT"].transforms()
+        transforms = models.get_model_weights(name)["DEFAULT"].transforms()
     except (KeyError, ValueError, AttributeError, TypeError):
         return None
-    sides = {"ImageClassification": "crop_size", "SemanticSegmentation": "resize_size"}
-    side = getattr(transforms, sides.get(type(transforms).__name__, ""), None)
-    return (3, side[0], side[-1]) if side else None
+    sides = {"SemanticSegmentation": "resize_size"}
+    side = getattr(transforms, sides.get(type(transforms).__name__, "crop_size"), None)
+    frames = (16,) if type(transforms).__name__ == "VideoClassification" else ()
+    return (3, *frames, side[0], side[-1]) if side else None
+
+
+def _special(name: str) -> str:
+    """The package in ``TORCHVISION_KINDS`` that builds the model; empty for the others."""
+    package = import_or_refuse("torchvision").models.get_model_builder(name).__module__.split(".")
+    return next((part for part in TORCHVISION_KINDS if part in package), "")
 
 
 def _quietly(make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

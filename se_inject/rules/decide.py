@@ -137,8 +137,8 @@ def _nothing(sites: tuple[Site, ...], rules: Rules, decisions: tuple[Decision, .
             f"no place for {' or '.join(rules.placement)} found in this model. `se-inject list placements` says what "
             "is looked for; RepVGG and its like have `sum`, plain chains `conv`."
         )
-    reasons: dict[str, int] = {}
-    for decision in decisions:
-        reasons[decision.reason] = reasons.get(decision.reason, 0) + 1
-    reason, count = max(reasons.items(), key=lambda item: item[1])
+    kinds: dict[str, list[str]] = {}
+    for decision in decisions:  # each gate has a path of its own, and all are one reason
+        kinds.setdefault(re.sub(r"(?<=already gated by ).*", "", decision.reason), []).append(decision.reason)
+    (reason, *_), count = max(((found, len(found)) for found in kinds.values()), key=lambda pair: pair[1])
     return f"the rules select none of the {len(sites)} sites; most often ({count}): {reason}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,11 @@ from torch.utils import _pytree as pytree
 from se_inject.errors import TraceError
 
 BATCH = 2  # at least 2: batch norm in train mode refuses one value per channel
+KINDS: dict[str, Callable[[list[torch.Tensor]], tuple[Any, ...]]] = {
+    "batch": lambda noise: (noise[0],),
+    "list": lambda noise: (list(noise[0].unbind()),),  # images of their own, as detectors take them
+    "pair": lambda noise: (noise[0], noise[1]),  # two batches, as optical flow takes them
+}
 
 
 @dataclass(frozen=True)
@@ -21,11 +27,12 @@ class Inputs:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     shape: tuple[int, ...] | None = None  # without the batch, when the input was made from a shape alone
+    kind: str = "batch"  # how it was made from the shape, one of KINDS
 
     def map(self, fn: Any) -> Inputs:
         """The same arguments with ``fn`` applied to every tensor."""
         args, kwargs = pytree.tree_map_only(torch.Tensor, fn, (self.args, self.kwargs))
-        return Inputs(args, kwargs, self.shape)
+        return Inputs(args, kwargs, self.shape, self.kind)
 
     def describe(self) -> Any:
         """Shapes and dtypes as nested plain data, for the plan."""
@@ -83,9 +90,14 @@ def resolve(model: nn.Module, example: Any = None, *, seed: int = 0) -> Inputs:
     )
 
 
-def from_shape(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Inputs:
-    """A batch of 2 of seeded normal noise as the one argument."""
-    return Inputs((noise((BATCH, *shape), dtype, seed),), {}, shape)
+def from_shape(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0, kind: str = "batch") -> Inputs:
+    """A batch of 2 of seeded normal noise: as the one argument, or in another of ``KINDS``.
+
+    >>> from_shape((3, 64, 64), torch.float32, kind="list").describe()["args"]
+    [['float32[3, 64, 64]', 'float32[3, 64, 64]']]
+    """
+    drawn = [noise((BATCH, *shape), dtype, seed + i) for i in range(1 + (kind == "pair"))]
+    return Inputs(KINDS[kind](drawn), {}, shape, kind)
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:

@@ -124,7 +124,7 @@ def stage(flow: Flow, call: Call) -> Iterator[Candidate]:
 def network_input(flow: Flow, call: Call) -> Iterator[Candidate]:
     """On the network's input, for a spatial transformer."""
     for node in call.graph.nodes:
-        if node.op == "placeholder" and call.parent is None and len(shape(node)) == 4 and len(node.users) == 1:
+        if node.op == "placeholder" and not call.path and len(shape(node)) == 4 and len(node.users) == 1:
             user = next(iter(node.users))
             yield Candidate("input", call, node, shape(node)[1], user=user, name="stn")
 

@@ -15,7 +15,7 @@ from se_inject.injection import realise
 from se_inject.planning import follow_plan, make_plan
 from se_inject.types import Report
 from se_inject.workflow.folder import trusting
-from se_inject.workflow.given import RULE_OPTIONS, input_size, load, rules_from
+from se_inject.workflow.given import RULE_OPTIONS, inputs_from, load, rules_from
 from se_inject.workflow.outputs import read_by
 from se_inject.workflow.screen import Screen
 
@@ -34,7 +34,7 @@ def convert(spec: str, given: Mapping[str, Any], output: Path, *, force: bool, c
     loaded = load(spec, given, screen, weights_needed=True)
     model = unwrap(loaded.model)
     screen.step("plan")
-    inputs = input_size(given["input_size"], loaded)
+    inputs = inputs_from(given, loaded)
     with trusting(given["plan_file"]):
         if plan_read is not None:
             planned = follow_plan(model, inputs, plan_read)

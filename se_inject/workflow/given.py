@@ -1,4 +1,4 @@
-"""What the options of the command line say: rules, input size, weights."""
+"""What the options of the command line say: rules, inputs, weights."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from se_inject.errors import RulesError
 from se_inject.models.loading import Loaded, blocked_globals, load_model, parse_model_args
 from se_inject.rules.schema import read
+from se_inject.search.inputs import Inputs, dtype_of, from_shape
 from se_inject.workflow.screen import Screen
 
 LARGEST_INPUT = 1 << 28  # values of one sample: 1 GiB
@@ -51,13 +52,17 @@ def _numbers(text: str, option: str, example: str) -> tuple[int, ...]:
     return numbers
 
 
-def input_size(text: str | None, loaded: Loaded) -> tuple[int, ...] | None:
-    if not text:
-        return loaded.input_size
-    size = _numbers(text, "--input-size", "3,224,224")
-    if math.prod(size) > LARGEST_INPUT:
+def inputs_from(given: Mapping[str, Any], loaded: Loaded) -> Inputs | tuple[int, ...] | None:
+    """The example inputs: of the size and the kind that were asked for, or that are the model's own."""
+    text, kind = given["input_size"], given["input_kind"] or loaded.input_kind
+    size = _numbers(text, "--input-size", "3,224,224") if text else loaded.input_size
+    if size is None:
+        if kind != "batch":
+            raise RulesError(f"--input-kind {kind} needs the size of one image: give --input-size, such as 3,224,224.")
+        return None  # the model's own configuration may tell
+    if text and math.prod(size) > LARGEST_INPUT:
         raise RulesError(f"--input-size {text}: {math.prod(size):,} values, more than {LARGEST_INPUT:,}.")
-    return size
+    return size if kind == "batch" else from_shape(size, dtype_of(loaded.model), given["seed"], kind)
 
 
 def load(spec: str, given: Mapping[str, Any], screen: Screen, *, weights_needed: bool) -> Loaded:

@@ -12,7 +12,7 @@ from se_inject.planning import Planned, make_plan
 from se_inject.search.explain import Explanation
 from se_inject.search.explain import explain as explain_module
 from se_inject.types import Plan, dump
-from se_inject.workflow.given import input_size, load, rules_from
+from se_inject.workflow.given import inputs_from, load, rules_from
 from se_inject.workflow.outputs import check_file, read_by, write_file
 from se_inject.workflow.screen import Screen
 
@@ -40,9 +40,8 @@ def planned(spec: str, given: Mapping[str, Any], *, screen: Screen) -> Planned:
     screen.step("plan")
 
     def make() -> Planned:
-        size = input_size(given["input_size"], loaded)
         model, args = unwrap(loaded.model), loaded.model_args
-        return make_plan(model, size, rules, seed=given["seed"], name=spec, model_args=args)
+        return make_plan(model, inputs_from(given, loaded), rules, seed=given["seed"], name=spec, model_args=args)
 
     try:
         return make()

@@ -36,8 +36,8 @@ def _verify(folder: Path, report: Report, model: nn.Module, made: Plan, screen: 
     checks.append(checking.against_baseline(model, probe, made))
     if probe is not None:
         checks.append(checking.reached(model, probe, made))
-    measured = measure(model, size_of(made), [d.key for d in made.insertions]) if size_of(made) else None
-    if measured is not None:
+    if (example := example_of(made, model)) is not None:
+        measured = measure(model, example, [d.key for d in made.insertions])
         sites = tuple(
             SiteCost(d.site.id, c.parameters, c.macs, c.elementwise, c.activation_bytes)
             for d in made.insertions
@@ -50,15 +50,23 @@ def _verify(folder: Path, report: Report, model: nn.Module, made: Plan, screen: 
 def inputs_of(made: Plan, model: nn.Module) -> Inputs | None:
     """The probe of a plan: seeded noise of the size that it names."""
     shape = made.baseline.probe
-    return from_shape(tuple(shape), dtype_of(model), made.seed) if shape else None
+    return from_shape(tuple(shape), dtype_of(model), made.seed, _kind(made)) if shape else None
 
 
-def size_of(made: Plan) -> tuple[int, ...] | None:
-    """The input size for which the costs were counted, if it was given as a shape."""
+def _kind(made: Plan) -> str:
+    """How the inputs of a plan were made from a shape: one of ``inputs.KINDS``."""
     args = made.inputs.get("args", []) if isinstance(made.inputs, dict) else []
-    if len(args) != 1 or not isinstance(args[0], str) or "[" not in args[0] or not made.baseline.probe:
+    return "pair" if len(args) == 2 else "list" if args and isinstance(args[0], list) else "batch"
+
+
+def example_of(made: Plan, model: nn.Module) -> Inputs | None:
+    """The input for which the costs were counted, if it was made from a shape."""
+    args, kind = made.inputs.get("args", []) if isinstance(made.inputs, dict) else [], _kind(made)
+    text = args[0][0] if kind == "list" else next(iter(args), "")
+    if not made.baseline.probe or not isinstance(text, str) or "[" not in text:
         return None
-    return tuple(int(n) for n in args[0].partition("[")[2].rstrip("]").split(","))[1:]
+    sides = tuple(int(n) for n in text.partition("[")[2].rstrip("]").split(","))
+    return from_shape(sides if kind == "list" else sides[1:], dtype_of(model), made.seed, kind)
 
 
 def _files(folder: Path, report: Report) -> Check:

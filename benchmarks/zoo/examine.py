@@ -1,0 +1,133 @@
+"""One architecture: where its sites are, whether the rewritten modules are the planned graphs, whether outputs are equal.
+
+``structure`` needs no weights and runs on meta tensors; ``numeric`` runs all checks on random weights.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from benchmarks.zoo.architectures import family, load
+from se_inject import api
+from se_inject.errors import RulesError, TraceError
+from se_inject.search.placements import PLACEMENTS
+from tests.helpers import randomise
+
+# What is asked for by name where `auto` takes nothing.
+OTHERS = ("standard", "inner", "concat", "sum", "conv")
+
+
+@dataclass
+class Row:
+    """What was seen of one architecture; plain data, a line of JSON."""
+
+    name: str
+    family: str
+    kind: str  # structure or numeric
+    parameters: int = 0
+    modules: int = 0
+    sites: dict[str, int] = field(default_factory=dict)  # by placement, those with a way to insert
+    obstacles: dict[str, int] = field(default_factory=dict)  # why the others have none
+    rules: str = ""  # auto, or the placement asked for where auto takes nothing
+    blocks: int = 0
+    reason: str = ""  # why auto takes nothing
+    checks: dict[str, bool | None] = field(default_factory=dict)
+    details: dict[str, str] = field(default_factory=dict)  # of the checks that did not pass
+    fx: str | None = None  # why torch.fx.symbolic_trace alone fails; empty: it does not; None: not tried
+    seconds: float = 0.0
+    failure: str = ""  # an error: a fault of ours
+
+    @property
+    def passed(self) -> bool:
+        return not self.failure and all(passed is not False for passed in self.checks.values())
+
+
+def examine(kind: str, name: str) -> Row:
+    """One of ``KINDS`` of one architecture; an error is its result too, because it must not end the sweep."""
+    torch.set_num_threads(1)
+    row, start = Row(name, family(name), kind), time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            KINDS[kind](row)
+        except Exception as error:
+            row.failure = f"{type(error).__name__}: {first_line(error)}"
+    row.seconds = round(time.perf_counter() - start, 2)
+    gc.collect()
+    return row
+
+
+def _plain(obstacle: str) -> str:
+    """Without the paths and shapes that tell one site from another of its kind."""
+    return re.sub(r"\[[\d, ]+\]", "[...]", re.sub(r"(\w+\.)*\w*\d+\w*(\.\w+)*", "N", obstacle))
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _structure(row: Row) -> None:
+    """Find the sites of every placement, plan with ``auto``, splice, and compare with the planned graphs."""
+    loaded, inputs = load(row.name, weights=False)
+    try:
+        surveyed = api.survey(loaded.model, inputs, PLACEMENTS, 0)
+    except TraceError:  # its forward reads values, which meta tensors have not
+        loaded, inputs = load(row.name, weights=True)
+        surveyed = api.survey(loaded.model, inputs, PLACEMENTS, 0)
+    _splice(row, loaded.model, surveyed)
+    row.fx = _symbolic_trace(surveyed[0].root)  # the skeleton, which nobody needs any more
+
+
+def _numeric(row: Row) -> None:
+    """All checks on random weights, batch norms and layer scales randomised."""
+    torch.manual_seed(0)
+    loaded, inputs = load(row.name, weights=True)
+    model = randomise(loaded.model.eval())
+    _splice(row, model, api.survey(model, inputs, PLACEMENTS, 0))
+
+
+def _splice(row: Row, model: nn.Module, surveyed: Any) -> None:
+    _, found, _ = surveyed
+    row.parameters, row.modules = sum(p.numel() for p in model.parameters()), sum(1 for _ in model.modules())
+    row.sites = dict(Counter(site.placement for site in found.sites if not site.obstacle))
+    row.obstacles = dict(Counter(_plain(site.obstacle) for site in found.sites if site.obstacle))
+    planned = _plan(row, model, surveyed)
+    if planned is None:
+        return
+    row.blocks = len(planned.plan.insertions)
+    result = api.realise(model, planned, inplace=True)
+    row.checks = {check.name: check.passed for check in result.report.checks}
+    row.details = {check.name: check.detail for check in result.report.checks if not check.passed}
+
+
+def _plan(row: Row, model: nn.Module, surveyed: Any) -> api.Planned | None:
+    for rules in ("auto", *(p for p in OTHERS if row.sites.get(p))):
+        try:
+            planned = api.decided(model, surveyed, rules, name=row.name)
+        except RulesError as error:
+            row.reason = row.reason or first_line(error)
+            continue
+        row.rules = rules
+        return planned
+    return None
+
+
+def _symbolic_trace(model: nn.Module) -> str:
+    try:
+        fx.symbolic_trace(model)
+    except Exception as error:  # whatever a foreign forward raises
+        return f"{type(error).__name__}: {first_line(error)}"
+    return ""
+
+
+KINDS: dict[str, Callable[[Row], None]] = {"structure": _structure, "numeric": _numeric}
