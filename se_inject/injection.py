@@ -16,7 +16,7 @@ from se_inject.errors import TraceError
 from se_inject.planning import Planned
 from se_inject.report.drawing import drawings
 from se_inject.search.inputs import Inputs
-from se_inject.search.trace import trace
+from se_inject.search.trace import trace, uncollected
 from se_inject.surgery import splice
 from se_inject.surgery.spec import differences
 from se_inject.types import Check, Cost, GateStats, Plan, Report, SiteCost
@@ -123,8 +123,9 @@ def _checks(
     sites: tuple[SiteCost, ...],
 ) -> tuple[Check, ...]:
     made = planned.plan
-    again = trace(result, planned.inputs)
-    wrong = differences(planned.trace, planned.found, made.insertions, again)
+    with uncollected():
+        again = trace(result, planned.inputs)
+        wrong = differences(planned.trace, planned.found, made.insertions, again)
     checks = [verify.structure(wrong, len({d.site.carrier.path for d in made.insertions if d.site.carrier}))]
     if reference is not None:
         checks += verify.outputs(reference, result, made)

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 SCHEMA_VERSION = 1
 
-CarrierKind = Literal["slot", "source", "append", "callee", "taker", "graph"]
+CarrierKind = Literal["slot", "source", "append", "after", "callee", "taker", "graph"]
 REWRITTEN = ("source", "callee", "taker")  # the kinds whose module becomes an instance of a generated class
 Status = Literal["insert", "skip"]
 T = TypeVar("T")
@@ -36,16 +36,16 @@ class Carrier:
     """How the new child comes to run at a site.
 
     ``slot``: an unused attribute that the forward already calls is filled; ``source``: one call is inserted in the
-    owner's own method; ``append``: the block becomes the last child of a ``Sequential``; ``callee``: the child whose
-    value it is gates what it returns; ``taker``: the child that takes the value gates it first; ``graph``: a node is
-    spliced into a ``GraphModule``.
+    owner's own method; ``append``: the block becomes the last child of a ``Sequential``; ``after``: the child of a
+    ``Sequential`` behind another one; ``callee``: the child whose value it is gates what it returns; ``taker``: the
+    child that takes the value gates it first; ``graph``: a node is spliced into a ``GraphModule``.
     """
 
     kind: CarrierKind
     path: str  # the module that gets the new child
     name: str  # the new child's name in it
     position: Position | None = None  # source: the expression that is wrapped
-    node: str | None = None  # graph: the node after which the block stands
+    node: str | None = None  # graph: the node after which the block stands; after: the child
     user: str | None = None  # graph: the one user of the node that gets the block's output, None for all
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks.zoo.architectures import names
-from benchmarks.zoo.examine import KINDS, Row, examine
+from benchmarks.zoo.examine import KINDS, Row, begin, examine
 from benchmarks.zoo.tables import coverage
 
 PER_PROCESS = 60  # generated classes and source stay in a process: a fresh one now and then
@@ -33,7 +33,7 @@ def run(tasks: list[tuple[str, str]], rows: dict[tuple[str, str], Row], file: Pa
     with (
         file.open("a") as out,
         Progress(*columns) as progress,
-        ProcessPoolExecutor(jobs, context, max_tasks_per_child=PER_PROCESS) as pool,
+        ProcessPoolExecutor(jobs, context, begin, max_tasks_per_child=PER_PROCESS) as pool,
     ):
         bar = progress.add_task("", total=len(tasks), completed=len(tasks) - len(left))
         for done in as_completed([pool.submit(examine, *task) for task in left]):

@@ -13,7 +13,7 @@ from se_inject.search.inputs import Inputs, dtype_of, from_shape
 
 # Detectors scale their images up to 800 pixels; a small one shows the same.
 SMALL = {"min_size": 96, "max_size": 128}
-ARGS = {part: SMALL for part in ("faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos")}
+ARGS = dict.fromkeys(("faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos"), SMALL)
 
 
 def names(*patterns: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""One architecture: where its sites are, whether the rewritten modules are the planned graphs, whether outputs are equal.
+"""One architecture: where its sites are, whether the rewritten modules are as planned, whether outputs are equal.
 
 ``structure`` needs no weights and runs on meta tensors; ``numeric`` runs all checks on random weights.
 """
@@ -18,8 +18,9 @@ import torch
 from torch import fx, nn
 
 from benchmarks.zoo.architectures import family, load
-from se_inject import api
 from se_inject.errors import RulesError, TraceError
+from se_inject.injection import realise
+from se_inject.planning import Planned, decided, survey
 from se_inject.search.placements import PLACEMENTS
 from tests.helpers import randomise
 
@@ -54,7 +55,6 @@ class Row:
 
 def examine(kind: str, name: str) -> Row:
     """One of ``KINDS`` of one architecture; an error is its result too, because it must not end the sweep."""
-    torch.set_num_threads(1)
     row, start = Row(name, family(name), kind), time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -69,7 +69,7 @@ def examine(kind: str, name: str) -> Row:
 
 def _plain(obstacle: str) -> str:
     """Without the paths and shapes that tell one site from another of its kind."""
-    return re.sub(r"\[[\d, ]+\]", "[...]", re.sub(r"(\w+\.)*\w*\d+\w*(\.\w+)*", "N", obstacle))
+    return re.sub(r"\[[\d, ]+\]", "[...]", re.sub(r"\b[a-z_]\w*(\.\w+)+", "N", obstacle))
 
 
 def first_line(error: BaseException) -> str:
@@ -80,10 +80,10 @@ def _structure(row: Row) -> None:
     """Find the sites of every placement, plan with ``auto``, splice, and compare with the planned graphs."""
     loaded, inputs = load(row.name, weights=False)
     try:
-        surveyed = api.survey(loaded.model, inputs, PLACEMENTS, 0)
+        surveyed = survey(loaded.model, inputs, PLACEMENTS, 0)
     except TraceError:  # its forward reads values, which meta tensors have not
         loaded, inputs = load(row.name, weights=True)
-        surveyed = api.survey(loaded.model, inputs, PLACEMENTS, 0)
+        surveyed = survey(loaded.model, inputs, PLACEMENTS, 0)
     _splice(row, loaded.model, surveyed)
     row.fx = _symbolic_trace(surveyed[0].root)  # the skeleton, which nobody needs any more
 
@@ -93,7 +93,7 @@ def _numeric(row: Row) -> None:
     torch.manual_seed(0)
     loaded, inputs = load(row.name, weights=True)
     model = randomise(loaded.model.eval())
-    _splice(row, model, api.survey(model, inputs, PLACEMENTS, 0))
+    _splice(row, model, survey(model, inputs, PLACEMENTS, 0))
 
 
 def _splice(row: Row, model: nn.Module, surveyed: Any) -> None:
@@ -105,15 +105,15 @@ def _splice(row: Row, model: nn.Module, surveyed: Any) -> None:
     if planned is None:
         return
     row.blocks = len(planned.plan.insertions)
-    result = api.realise(model, planned, inplace=True)
+    result = realise(model, planned, inplace=True)
     row.checks = {check.name: check.passed for check in result.report.checks}
     row.details = {check.name: check.detail for check in result.report.checks if not check.passed}
 
 
-def _plan(row: Row, model: nn.Module, surveyed: Any) -> api.Planned | None:
+def _plan(row: Row, model: nn.Module, surveyed: Any) -> Planned | None:
     for rules in ("auto", *(p for p in OTHERS if row.sites.get(p))):
         try:
-            planned = api.decided(model, surveyed, rules, name=row.name)
+            planned = decided(model, surveyed, rules, name=row.name)
         except RulesError as error:
             row.reason = row.reason or first_line(error)
             continue
@@ -128,6 +128,14 @@ def _symbolic_trace(model: nn.Module) -> str:
     except Exception as error:  # whatever a foreign forward raises
         return f"{type(error).__name__}: {first_line(error)}"
     return ""
+
+
+def begin() -> None:
+    """Of a process for many architectures: what was imported lives on, and is never looked through for garbage."""
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
+    gc.disable()
 
 
 KINDS: dict[str, Callable[[Row], None]] = {"structure": _structure, "numeric": _numeric}

@@ -10,12 +10,12 @@ from se_inject.search.placements import PLACEMENTS
 
 HEADER = """# Coverage of the zoos
 
-Made by `make zoo`. *Structure*, of every architecture, without weights: the sites of every placement are counted; `auto`
-decides, or, where it takes nothing, the first of {others} that does; the blocks are spliced in, and the rewritten modules,
-traced again, must be the planned graphs, with exactly the planned parameters and MACs. *Numeric*, of the smallest
-member of every family and of all torchvision, with random weights, norms and layer scales randomised: outputs bit-equal
-in eval mode and in train mode from the same random state, every block reached by a forward and a gradient, every key
-kept. *fx alone*: `torch.fx.symbolic_trace` takes the whole model.
+Made by `make zoo`. *Structure*, of every architecture, without weights: the sites of every placement are counted;
+`auto` decides, or, where it takes nothing, the first of {others} that does; the blocks are
+spliced in, and the rewritten modules, traced again, must be the planned graphs, with exactly the planned parameters and
+MACs. *Numeric*, of the smallest member of every family and of all torchvision, with random weights, norms and layer
+scales randomised: outputs bit-equal in eval mode and in train mode from the same random state, every block reached by a
+forward and a gradient, every key kept. *fx alone*: `torch.fx.symbolic_trace` takes the whole model.
 """
 
 
@@ -73,9 +73,7 @@ def _families(structure: list[Row], numeric: dict[str, Row]) -> list[str]:
         passed = f"{sum(row.passed for row in checked)} of {len(checked)}" if checked else ""
         done, traced = (100 * sum(f(row) for row in group) / len(group) for f in (_done, lambda row: row.fx == ""))
         blocks = sum(row.blocks for row in group)
-        lines.append(
-            f"| {family} | {len(group)} | {done:.0f} % | {rules} | {blocks:,} | {passed} | {traced:.0f} % |"
-        )
+        lines.append(f"| {family} | {len(group)} | {done:.0f} % | {rules} | {blocks:,} | {passed} | {traced:.0f} % |")
     return lines
 
 
@@ -94,7 +92,8 @@ def _numeric(rows: Iterable[Row]) -> list[str]:
 
 
 def _slowest(structure: list[Row]) -> list[str]:
-    lines = ["", "## The slowest ten", "", "| architecture | seconds | modules | ms per module |", "|---|---:|---:|---:|"]
+    lines = ["", "## The slowest ten", "", "| architecture | seconds | modules | ms per module |"]
+    lines.append("|---|---:|---:|---:|")
     for row in sorted(structure, key=lambda row: -row.seconds)[:10]:
         each = 1000 * row.seconds / max(row.modules, 1)
         lines.append(f"| {row.name} | {row.seconds:.1f} | {row.modules:,} | {each:.1f} |")

@@ -9,6 +9,7 @@ a shortcut (no layer, one linear layer, or a projection) from the same value; br
 from __future__ import annotations
 
 import functools
+import operator
 from dataclasses import dataclass
 
 from torch import fx
@@ -185,8 +186,11 @@ def _projects(operand: fx.Node, nodes: set[fx.Node]) -> bool:
 
 
 def end(branch: Branch) -> fx.Node | None:
-    """The last value of a branch before drop path, layer scale and the like; None when nothing else is on it."""
+    """The last value of a branch before drop path, layer scale and the like; None when nothing else is on it.
+
+    One of several values that a child returns has no expression of its own: what passes it on is the end then.
+    """
     node = branch.operand
-    while node in branch.nodes and passes(node) and data(node):
+    while node in branch.nodes and passes(node) and data(node) and data(node)[0].target is not operator.getitem:
         node = data(node)[0]
     return node if node in branch.nodes and node.op != "placeholder" else None

@@ -6,15 +6,15 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from se_inject.rules.policies import AUTO
 from se_inject.search.axes import channel_axis
-from se_inject.search.calls import Call, Trace
+from se_inject.search.calls import CONTAINERS, Call, Trace
 from se_inject.search.candidates import Candidate, Flow, area
 from se_inject.search.candidates import channels as channels_of
 from se_inject.search.flow import Join
-from se_inject.search.nodes import shape
+from se_inject.search.nodes import result, shape
 from se_inject.search.placements import PLACEMENTS
 from se_inject.surgery.carriers import Index, batch_norm, carrier, edge
 from se_inject.surgery.source import detour
@@ -36,6 +36,8 @@ def find(trace: Trace, placements: Collection[str] = AUTO) -> Found:
     """All sites of the given placements, in order of execution."""
     flow, index = Flow(trace.calls), Index(trace)
     wanted = {p: [c for call in trace.calls for c in PLACEMENTS[p](flow, call)] for p in {*placements, *BLOCKS}}
+    for candidate in (c for found in wanted.values() for c in found):
+        _leave_container(candidate)
     # Stages are the resolutions of the blocks, whatever placement is asked for; of a model without blocks, all.
     blocks = [c for p in BLOCKS for c in wanted[p]] or [c for found in wanted.values() for c in found]
     areas = {area(c.node) for c in blocks}
@@ -53,6 +55,17 @@ def find(trace: Trace, placements: Collection[str] = AUTO) -> Found:
     sites = tuple(_named([(site, group[0]) for site, group in pairs]))
     places = {s.id: tuple((c.call, c.node, c.user) for c in g) for s, (_, g) in zip(sites, pairs, strict=True)}
     return Found(sites, places)
+
+
+def _leave_container(candidate: Candidate) -> None:
+    """What a container of layers returns (DenseNet's blocks) is a value of its caller: a new child of its own it would
+    run as one of its layers."""
+    call, node = candidate.call, candidate.node
+    while candidate.user is None and call.node is not None and call.parent is not None and result(call) is node:
+        if not isinstance(call.module, CONTAINERS) or type(call.module).forward is nn.Sequential.forward:
+            return
+        call, node = call.parent, call.node
+        candidate.call, candidate.node = call, node
 
 
 def _key(candidate: Candidate, groups: dict[Any, list[Candidate]]) -> Any:
@@ -149,7 +162,7 @@ def _named(pairs: list[tuple[Site, Candidate]]) -> Iterator[Site]:
     named: list[tuple[Site, Candidate]] = []
     for site, candidate in pairs:
         place = site.owner
-        if site.carrier is not None and site.carrier.kind in ("callee", "append", "taker"):
+        if site.carrier is not None and site.carrier.kind in ("callee", "append", "after", "taker"):
             place = candidate.node.meta["path"]
         elif site.carrier is not None and site.carrier.kind == "graph":
             place = f"{site.carrier.path}.{site.carrier.name}".strip(".").rpartition(".")[0]

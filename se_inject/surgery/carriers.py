@@ -147,7 +147,10 @@ def _callee(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, st
     if reason := _unfit(module):
         return None, reason
     if isinstance(module, CONTAINERS):
-        return None, f"{name} runs all its children, and would run a new one too"
+        if type(call.module).forward is not nn.Sequential.forward or any(map(str.isdecimal, call.module._modules)):
+            return None, f"{name} runs all its children, and would run a new one too"
+        child = str(node.target)  # its siblings have names, and keep them
+        return Carrier("after", call.path, free_name(index, call.module, f"{child}_{CHILD}"), node=child), ""
     return Carrier("callee", path, free_name(index, module)), ""
 
 

@@ -36,7 +36,7 @@ FOOTER = '''
 # path of the parent, name of the child, block class, its arguments
 BLOCKS = {blocks}
 # path -> generated class
-CLASSES = {classes}
+CLASSES = {classes}{behind}
 
 
 def insert(model):
@@ -44,7 +44,7 @@ def insert(model):
     for parent, name, block, kwargs in BLOCKS:
         module = model.get_submodule(parent)
         module.__dict__.pop(name, None)
-        module.add_module(name, block(**kwargs))
+        module.add_module(name, block(**kwargs)){move}
     for path, cls in CLASSES.items():
         model.get_submodule(path).__class__ = cls
     return model
@@ -75,15 +75,29 @@ def load(path=None, **options):
 '''
 
 
+# For what stands in the middle of a Sequential.
+BEHIND = """
+# path of a new child -> the child of its Sequential that it follows
+BEHIND = {}"""
+MOVE = """
+        names = list(module._modules)[:-1]
+        after = BEHIND.get(f"{parent}.{name}".lstrip("."))
+        for key in names[names.index(after) + 1 :] if after is not None else ():
+            module._modules[key] = module._modules.pop(key)"""
+
+
 def render(base: nn.Module, plan: Plan) -> str:
     """The text of ``modeling.py`` for ``plan`` on the unchanged model ``base``.
 
     Raises ``NoSource`` when a class cannot be imported by name, or lives in a graph.
     """
     edits: dict[str, tuple[Edit, ...]] = {}
+    behind: list[str] = []
     for decision in plan.insertions:
         carrier = decision.site.carrier
         assert carrier is not None
+        if carrier.kind == "after":
+            behind.append(f"{decision.key!r}: {carrier.node!r}")
         if carrier.kind == "graph":
             raise NoSource("the model is a GraphModule: its code is its graph, which no library holds")
         if carrier.kind in REWRITTEN:
@@ -114,6 +128,8 @@ def render(base: nn.Module, plan: Plan) -> str:
         blocks=_rows([_row(d) for d in plan.insertions], "[]"),
         classes=_rows([f"{path!r}: {names[key]}" for path, key in classes.items()], "{}"),
         build=build,
+        behind=BEHIND.format(_rows(behind, "{}")) if behind else "",
+        move=MOVE if behind else "",
     )
     top = HEADER.format(
         title=f"{_comment(type(base).__name__)} with {len(plan.insertions)} attention blocks.",

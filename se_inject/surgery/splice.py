@@ -210,6 +210,8 @@ def _insert(model: nn.Module, decision: Decision, seed: int) -> dict[str, Any]:
     block = make_block(decision, seed, parent if has_weights else model)
     previous = _clear(parent, name, carrier.kind)
     parent.add_module(name, block)
+    if carrier.kind == "after":
+        _move_behind(parent, name, carrier.node)
     if norm is not None:
         _scale(norm, 2.0)
     return {
@@ -235,6 +237,15 @@ def _clear(parent: nn.Module, name: str, kind: str) -> str:
     if hasattr(parent, name):
         raise PlanMismatchError(f"{type(parent).__name__} already has an attribute {name!r}, which the plan would set")
     return "nothing"
+
+
+def _move_behind(parent: nn.Module, name: str, before: str | None) -> None:
+    """Give a new child the place behind another one, in the order in which a ``Sequential`` runs them."""
+    names = [key for key in parent._modules if key != name]
+    if before not in names:
+        raise PlanMismatchError(f"{type(parent).__name__} has no child {before!r}, behind which the plan inserts")
+    for key in names[names.index(before) + 1 :]:
+        parent._modules[key] = parent._modules.pop(key)
 
 
 def _scale(norm: nn.Module, factor: float) -> None:

@@ -132,9 +132,7 @@ def test_create_feature_extractor(case: Case) -> None:
     """torchvision's `create_feature_extractor`: the gates by their names, and the last output."""
     names = [f"{path}.gate" for path in case.blocks]
     seen: list[torch.Tensor] = []
-    hooks = [
-        case.model.get_submodule(name).register_forward_hook(lambda _, args, y: seen.append(y)) for name in names
-    ]
+    hooks = [case.model.get_submodule(name).register_forward_hook(lambda _, args, y: seen.append(y)) for name in names]
     out(case.model, case.x)
     for hook in hooks:
         hook.remove()

@@ -22,6 +22,7 @@ CARRIED = {
     "slot": "An attribute that the forward already calls, and that was empty, is filled: the source stays as it is.",
     "source": "One call is inserted in the class's own method, in a generated subclass.",
     "append": "The block becomes the last child of the Sequential: the source stays as it is.",
+    "after": "The block becomes a child of the Sequential, behind the one that makes the value.",
     "callee": "What the forward of the module returns goes through the block, in a generated subclass.",
     "taker": "The module that takes the value gates it first, in a generated subclass.",
     "graph": "A node is spliced into the GraphModule, which has no source of its own.",
