@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -19,14 +19,35 @@ from se_inject.types import Plan
 from tests.helpers import randomise
 
 # One for each way in which a block comes to run: torchvision's bottleneck and the 1x1 chains of RegNetX and ConvNeXt get
-# a rewritten forward, timm's ResNet and EfficientNet have a slot. The first is torchvision's resnet50, one block a stage.
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    "resnet50": lambda: ResNet(Bottleneck, [1, 1, 1, 1], num_classes=10),
-    "resnet18": lambda: timm.create_model("resnet18", num_classes=10),
-    "efficientnet_lite0": lambda: timm.create_model("efficientnet_lite0", num_classes=10),
-    "convnext_atto": lambda: timm.create_model("convnext_atto", num_classes=10),
-    "regnetx_002": lambda: timm.create_model("regnetx_002", num_classes=10),
-}
+# a rewritten forward, timm's ResNet and EfficientNet have a slot. The stages are cut short: compiling costs by the block.
+def resnet50(**options: Any) -> nn.Module:
+    return ResNet(Bottleneck, [1, 1, 1, 1], **options)
+
+
+def resnet18(**options: Any) -> nn.Module:
+    return timm.create_model("resnet18", layers=(2, 1, 1, 1), **options)
+
+
+def efficientnet_lite0(**options: Any) -> nn.Module:
+    model = timm.create_model("efficientnet_lite0", **options)
+    for number, stage in enumerate(model.blocks):
+        del stage[2 if number == 1 else 1 :]
+    return model
+
+
+def convnext_atto(**options: Any) -> nn.Module:
+    return timm.create_model("convnext_atto", depths=(1, 1, 2, 1), **options)
+
+
+def regnetx_002(**options: Any) -> nn.Module:
+    model = timm.create_model("regnetx_002", **options)
+    for stage in (model.s3, model.s4):
+        for name in [name for name in stage._modules if name not in ("b1", "b2")]:
+            delattr(stage, name)
+    return model
+
+
+MODELS = {make.__name__: make for make in (resnet50, resnet18, efficientnet_lite0, convnext_atto, regnetx_002)}
 TORCHVISION = ("resnet50",)
 SIZE = (3, 64, 64)
 
@@ -74,7 +95,7 @@ def _half_open(model: nn.Module, plan: Plan) -> nn.Module:
 def _made(name: str) -> tuple[nn.Module, nn.Module, Plan, torch.Tensor, torch.Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        base = randomise(MODELS[name]()).eval()
+        base = randomise(MODELS[name](num_classes=10)).eval()
         x = torch.randn(2, *SIZE)
         result = se_inject.inject(base, SIZE, verify=False)
     model = _half_open(result.model, result.plan)

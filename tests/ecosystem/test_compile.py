@@ -56,6 +56,7 @@ def test_compile_eval(case: Case) -> None:
     assert torch.equal(out(compiled, case.x), case.y)
 
 
+@pytest.mark.slow
 @over()
 def test_compile_train(case: Case) -> None:
     """`torch.compile(fullgraph=True)` in train mode, by AOT autograd: gradients and running statistics equal."""
@@ -79,6 +80,7 @@ def test_compile_inductor(case: Case) -> None:
     assert close(out(compiled, case.x), case.y, 1e-4)
 
 
+@pytest.mark.slow
 @over()
 def test_compile_in_place(case: Case) -> None:
     """`model.compile()`: outputs equal, keys without a prefix."""
@@ -87,6 +89,7 @@ def test_compile_in_place(case: Case) -> None:
     assert torch.equal(out(case.model, case.x), case.y) and list(case.model.state_dict()) == keys
 
 
+@pytest.mark.slow
 @over()
 def test_class_swap_under_compile(case: Case) -> None:
     """A later `__class__` swap under a compiled model (as FSDP2 and parametrize do) takes effect, and can be undone."""

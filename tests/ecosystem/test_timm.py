@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 
 import pytest
-import timm
 import torch
 from timm.models import FeatureListNet
 from timm.optim import create_optimizer_v2
@@ -14,7 +13,7 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import se_inject
-from tests.ecosystem.cases import SIZE, TORCHVISION, Case, close, out, over
+from tests.ecosystem.cases import MODELS, SIZE, TORCHVISION, Case, close, out, over
 
 timm_only = over(absent=dict.fromkeys(TORCHVISION, "timm's own method"))
 
@@ -75,7 +74,7 @@ def test_features_only(case: Case) -> None:
     net = FeatureListNet(copy.deepcopy(case.model), tuple(range(len(maps))), flatten_sequential=nested)
     assert all(torch.equal(a, b) for a, b in zip(out(net, case.x), maps, strict=True))
 
-    bare = timm.create_model(case.name, features_only=True).eval()
+    bare = MODELS[case.name](features_only=True).eval()
     wrapped = se_inject.inject(bare, SIZE, verify=False).model
     assert [y.shape for y in out(wrapped, case.x)] == [y.shape for y in out(bare, case.x)]
     assert wrapped.feature_info.channels() == bare.feature_info.channels()
