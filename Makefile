@@ -2,6 +2,7 @@
 #   make demo       convert a real ImageNet checkpoint, and compare what it says before and after
 #   make test       the test suite      make test-slow  what takes longer      make bench  speed, as ratios
 #   make lint       ruff                make types      mypy                   make clean  everything made here
+#   make docs       the references in docs/, from the code                     make pictures  the README's, from a run
 
 PYTHON ?= python3
 # The versions the suite is known to pass with. Another build of torch: make test TORCH="torch torchvision"
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
-.PHONY: setup demo test test-slow bench lint types clean
+.PHONY: setup demo test test-slow bench lint types docs pictures clean
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -44,6 +45,13 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/python -m mypy
+
+docs: $(STAMP)
+	$(BIN)/python -m docs.generate
+
+# the page is photographed by a chromium that is installed already
+pictures: $(STAMP)
+	$(BIN)/python -m docs.pictures
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-out

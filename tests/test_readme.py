@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-import shlex
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 
-from se_inject.cli import main
 from se_inject.rules.schema import read
+from tests.snippets import commands, fences, missing, run
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -26,8 +23,8 @@ NOT_RUN = {
     "make demo": "fetches gigabytes; examples/demo.py is run by test_examples.py",
     "make test": "is this suite",
 }
-# Options that are replaced -> by what, and why.
-STAND_INS = {"--pretrained": ("--random-init", "the weights come from the network")}
+# Options that are replaced -> by what.
+STAND_INS = {"--pretrained": "--random-init"}  # the weights come from the network
 
 # What a user brings: README's `my_models:make_net` and `best.pth`.
 MY_MODELS = """
@@ -50,23 +47,8 @@ def make_net():
 """
 
 
-@dataclass(frozen=True)
-class Fence:
-    kind: str
-    body: str
-
-
-FENCES = [Fence(*match) for match in re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.M | re.S)]
+FENCES = fences(TEXT)
 SHOWN_CLASS = "class SEBottleneck(Bottleneck):"
-
-
-def commands(fence: Fence) -> list[str]:
-    """The lines of a shell fence without their comments."""
-    return [re.sub(r"\s+#.*", "", line) for line in fence.body.splitlines()]
-
-
-def words(text: str) -> str:
-    return " ".join(text.split())
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +64,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]
         torch.save(__import__("my_models").make_net().state_dict(), "best.pth")
         for fence in FENCES:
             for command in commands(fence) if fence.kind == "sh" else ():
-                program, *args = shlex.split(command)
-                if command in NOT_RUN:
-                    continue
-                assert program == "se-inject", f"neither run nor listed: {command}"
-                args = [STAND_INS.get(arg, (arg,))[0] for arg in args]
-                result = CliRunner().invoke(main, args)
-                assert result.exit_code == 0, f"{command}: {result.stderr or result.exception}"
-                shown[command] = result.stdout
+                if command not in NOT_RUN:
+                    shown[command] = run(command, STAND_INS)
     sys.modules.pop("my_models", None)
     return folder, shown
 
@@ -122,12 +98,8 @@ def test_what_is_shown_is_what_is_printed(ran: tuple[Path, dict[str, str]]) -> N
         if fence.kind != "text":
             continue
         (line,) = commands(command)
-        printed, at = words(ran[1][line]), 0
-        for expected in filter(None, map(words, fence.body.splitlines())):
-            if expected != "...":
-                found = printed.find(expected, at)
-                assert found >= 0, f"{line} does not print: {expected}"
-                at = found + len(expected)
+        lost = missing(fence.body, ran[1][line])
+        assert not lost, f"{line} does not print: {lost}"
 
 
 def test_method_that_is_shown_is_the_generated_one(ran: tuple[Path, dict[str, str]]) -> None:

@@ -1,0 +1,1 @@
+"""The pages of the documentation, and what fills them and draws their pictures."""

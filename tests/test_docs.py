@@ -1,0 +1,72 @@
+"""The pages of docs/ hold: their snippets run in order, what they show is printed, what is generated is current."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from docs import generate, places
+from tests.snippets import Reader, fences, missing, run
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+LONGER = {"tutorial.md"}  # has tests of its own below
+# What a page's reader has done before: an output folder to look at.
+BEFORE = {"report.md": "se-inject convert torchvision:resnet18 --random-init --input-size 3,64,64 -o out"}
+
+
+def page(name: str) -> str:
+    """What is written by hand of a page."""
+    return generate.REGION.sub("", (ROOT / "docs" / name).read_text())
+
+
+def follow(name: str, folder: Path, **stand_ins: str) -> Reader:
+    """Do what a page says in ``folder``."""
+    reader = Reader(stand_ins)
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "100")
+        patch.setattr(sys, "path", [str(folder), *sys.path])
+        if name in BEFORE:
+            run(BEFORE[name])
+        for fence in fences(page(name)):
+            reader.do(fence)
+    return reader
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name not in LONGER])
+def test_snippets_run(name: str, tmp_path: Path) -> None:
+    follow(name, tmp_path)
+
+
+def test_a_line_that_is_not_printed_is_found() -> None:
+    assert missing("a b\n...\nc", "a  b and then c") == ""
+    assert missing("c\na b", "a  b and then c") == "a b"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_generated_regions_are_current(name: str) -> None:
+    text = (ROOT / "docs" / name).read_text()
+    assert generate.fill(text) == text, "make docs"
+
+
+def test_every_region_is_on_a_page() -> None:
+    found = [name for page in PAGES for _, name, _ in generate.REGION.findall((ROOT / "docs" / page).read_text())]
+    assert sorted(found) == sorted(generate.REGIONS)
+
+
+def test_pictures_of_placements_are_current() -> None:
+    for name, picture in places.pictures():
+        assert (ROOT / "docs" / "pictures" / name).read_text() == picture, "make docs"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_and_pictures(name: str) -> None:
+    text = (ROOT / "docs" / name).read_text()
+    assert not re.search(r"(?<![\w.])/(home|root|tmp|work|usr|Users)/", text)
+    for alt, link in re.findall(r"(!?\[[^]]*)\]\((?!https?:)([^)#]+)\)", text):
+        assert (ROOT / "docs" / link).exists(), link
+        assert len(alt) > 10 or not alt.startswith("!"), f"{link} has no text for those who do not see it"
