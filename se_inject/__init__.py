@@ -21,6 +21,8 @@ _INDEX = {
     "gate_statistics": "api",
     "save": "api",
     "load": "api",
+    "save_adapter": "api",
+    "load_adapter": "api",
     "read_plan": "api",
     "register_block": "blocks",
     "Injection": "api",
@@ -47,10 +49,12 @@ if TYPE_CHECKING:
     from se_inject.api import gate_statistics as gate_statistics
     from se_inject.api import inject as inject
     from se_inject.api import load as load
+    from se_inject.api import load_adapter as load_adapter
     from se_inject.api import plan as plan
     from se_inject.api import read_plan as read_plan
     from se_inject.api import remove as remove
     from se_inject.api import save as save
+    from se_inject.api import save_adapter as save_adapter
     from se_inject.blocks import register_block as register_block
     from se_inject.errors import LoadError as LoadError
     from se_inject.errors import PlanMismatchError as PlanMismatchError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from se_inject.checks import gates
 from se_inject.checks.measure import measure
 from se_inject.errors import SEInjectError
 from se_inject.files import store
+from se_inject.files.formats import adapter
 from se_inject.guard import unwrap
 from se_inject.injection import Injection, realise
 from se_inject.planning import make_plan
@@ -104,16 +106,25 @@ def save(
     injection: Injection,
     out: str | Path,
     *,
+    formats: str | Iterable[str] = "safetensors",
+    max_shard_size: str | int | None = None,
     force: bool = False,
     source: dict[str, Any] | None = None,
     inputs: Any = (),
 ) -> Report:
-    """Write ``model.safetensors``, ``plan.json``, ``modeling.py`` and the reports (JSON, Markdown, HTML) to the folder.
+    """Write the model in the formats, with ``plan.json``, ``modeling.py`` and the reports (JSON, Markdown, HTML).
 
-    All or nothing: built beside ``out``, read back and compared, then renamed. ``source``: where the weights came
-    from, for the report. ``inputs``: files that the output must not touch. Raises ``WriteError``, ``VerifyError``.
+    All or nothing: built beside ``out``, read back and compared, then renamed. ``formats``: of ``safetensors``,
+    ``adapter``, ``pt2``, ``onnx`` and ``timm``, a list or with commas. ``max_shard_size``: bytes or ``"5GB"``, above
+    which ``model.safetensors`` becomes several files; None is no limit. ``source``: where the weights came from, for
+    the report. ``inputs``: files that the output must not touch. Raises ``WriteError``, ``VerifyError``.
+
+    >>> save(result, "out", formats=("safetensors", "onnx"))
     """
-    return store.save(injection, Path(out), force=force, source=source or {}, inputs=[Path(p) for p in inputs])
+    read = [Path(p) for p in inputs]
+    return store.save(
+        injection, Path(out), formats=formats, max_shard_size=max_shard_size, force=force, source=source, inputs=read
+    )
 
 
 def load(out: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -125,7 +136,30 @@ def load(out: str | Path, model: nn.Module | None = None) -> nn.Module:
     return store.load(Path(out), copy.deepcopy(model) if model is not None else None)
 
 
+def save_adapter(model: nn.Module, out: str | Path, *, changed: bool = False, force: bool = False) -> None:
+    """Write the new weights of a rewritten model alone, for instance after training, with the plan to the folder.
+
+    ``changed``: write tensors of the base that training moved as well (a new head, running statistics); without it
+    they are refused, since the adapter would not give the model back. Raises ``WriteError``, ``SpliceError``.
+
+    >>> save_adapter(result.model, "adapter")
+    """
+    adapter.save(unwrap(model), Path(out), changed=changed, force=force)
+
+
+def load_adapter(model: nn.Module, folder: str | Path, *, inplace: bool = False, strict: bool = True) -> nn.Module:
+    """The blocks of an adapter, with their weights, on a fresh base: what ``save_adapter`` or a format wrote.
+
+    ``model``: the base with its original weights, which stays as it was unless ``inplace``; under `absorb` its norms
+    are doubled here, once. ``strict``: refuse a base whose tensors are not those of the plan. Raises ``LoadError``,
+    ``PlanMismatchError``.
+
+    >>> load_adapter(timm.create_model("resnet18", pretrained=True), "adapter")
+    """
+    return adapter.load(unwrap(model), Path(folder), inplace=inplace, strict=strict)
+
+
 __all__ = [
-    "Injection", "SEInjectError", "apply", "cost", "gate_statistics", "inject", "load", "plan", "read_plan", "remove",
-    "save",
+    "Injection", "SEInjectError", "apply", "cost", "gate_statistics", "inject", "load", "load_adapter", "plan",
+    "read_plan", "remove", "save", "save_adapter",
 ]  # fmt: skip

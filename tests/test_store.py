@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 import se_inject
 from se_inject.errors import LoadError, PlanMismatchError, SEInjectError, VerifyError, WriteError
-from se_inject.files import store
+from se_inject.files.formats import Subject, whole
+from se_inject.files.shards import read_weights
 from se_inject.files.tensorfile import read_tensors, tensors_writer
 from tests.helpers import randomise
 from tests.tiny import SIZE, Chain, Residual, image, inject, net, open_gates
@@ -244,19 +245,20 @@ def test_a_model_without_weights_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_reads_back_differently_is_not_handed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = inject(net())
+    subject = Subject(result.plan, result.inputs, result.model)
     path = tmp_path / "model.safetensors"
     state = result.model.state_dict()
     tensors_writer(state)(path)
-    assert store.read_back(result, path).passed is True
+    assert whole.check(tmp_path, subject).passed is True
     for wrong in (
         {**state, "fc.bias": state["fc.bias"] + 1},
         {key: value for key, value in state.items() if key != "fc.bias"},
         {**state, "more": torch.zeros(1)},
     ):
         tensors_writer(wrong)(path)
-        assert store.read_back(result, path).passed is False
-    monkeypatch.setattr(store, "read_tensors", lambda path: {**read_tensors(path), "fc.bias": torch.zeros(5)})
-    with pytest.raises(VerifyError, match=r"does not give the same model back\. 1 tensors differ"):
+        assert whole.check(tmp_path, subject).passed is False
+    monkeypatch.setattr(whole, "read_weights", lambda folder: {**read_weights(folder), "fc.bias": torch.zeros(5)})
+    with pytest.raises(VerifyError, match=r"does not give the same model back\. read back: 1 tensors differ"):
         se_inject.save(result, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

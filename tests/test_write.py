@@ -410,18 +410,35 @@ def save(tmp_path: Path, state: dict[str, torch.Tensor], metadata: dict[str, str
     return path
 
 
-def test_same_bytes_as_the_library(tmp_path: Path) -> None:
-    state = {
-        "b.weight": torch.randn(3, 5),
-        "a": torch.randn(7),
-        "n": torch.tensor(3),
-        "half": torch.randn(3).half(),
-        "mask": torch.tensor([True, False, True]),
-        "empty": torch.zeros(0, 4),
-        "größe": torch.zeros(1),
-    }
-    safetensors.torch.save_file(state, tmp_path / "theirs", metadata={"format": "pt"})
-    assert save(tmp_path, state).read_bytes() == (tmp_path / "theirs").read_bytes()
+MIXED = {
+    "b.weight": torch.arange(15.0).reshape(3, 5),
+    "a": torch.arange(7.0),
+    "n": torch.tensor(3),
+    "half": torch.arange(3.0).half(),
+    "mask": torch.tensor([True, False, True]),
+    "empty": torch.zeros(0, 4),
+    "größe": torch.zeros(1),
+    "conv.weight": torch.arange(64.0),
+    "conv.bias": torch.arange(16.0),
+    "codes": torch.arange(64, dtype=torch.uint8),
+}
+
+
+def test_the_library_reads_it(tmp_path: Path) -> None:
+    back = safetensors.torch.load_file(save(tmp_path, MIXED))
+    assert back.keys() == MIXED.keys()
+    assert all(torch.equal(back[name], value) and back[name].dtype == value.dtype for name, value in MIXED.items())
+
+
+def test_tensors_lie_where_torch_would_put_them(tmp_path: Path) -> None:
+    """Whole multiples of 64 bytes first; what follows is aligned to its own element."""
+    path = save(tmp_path, MIXED)
+    back = read_tensors(path)
+    assert {name for name, t in back.items() if t.data_ptr() % 64 == 0} >= {"conv.weight", "conv.bias", "codes"}
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    header = json.loads(path.read_bytes()[8 : 8 + length])
+    assert (8 + length) % 64 == 0
+    assert all(header[n]["data_offsets"][0] % t.element_size() == 0 for n, t in MIXED.items())
 
 
 def test_same_bytes_whatever_the_order(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def outputs(reference: Reference, model: nn.Module, plan: Plan) -> tuple[Check, 
         if after.failure:
             checks.append(Check(name, False, f"the original runs, the rewritten model does not: {after.failure}"))
         elif not exact:
-            moved = _relative(before.outputs, after.outputs)
+            moved = relative(before.outputs, after.outputs)
             checks.append(Check(name, None, f"start `paper` changes them by design: by {moved:.3g} of their size"))
         else:
             checks.append(_compare(name, before, after))
@@ -67,7 +67,7 @@ def _compare(name: str, before: Run, after: Run) -> Check:
     different = [i for i, (a, b) in enumerate(zip(before.outputs, after.outputs, strict=True)) if not same(a, b)]
     buffers = [key for key, value in before.buffers.items() if not same(value, after.buffers.get(key))]
     if different:
-        moved = _relative(before.outputs, after.outputs)
+        moved = relative(before.outputs, after.outputs)
         return Check(
             name, False, f"{len(different)} of {len(before.outputs)} tensors differ, by {moved:.3g} of their size"
         )
@@ -90,7 +90,8 @@ def same(a: torch.Tensor, b: torch.Tensor | None) -> bool:
     return torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
 
 
-def _relative(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
+def relative(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:
+    """The largest difference of two lists of outputs, as a share of the largest value; infinite for other shapes."""
     worst = 0.0
     for a, b in zip(before, after, strict=False):
         if a.shape != b.shape:
@@ -112,13 +113,18 @@ def against_baseline(model: nn.Module, inputs: Inputs | None, plan: Plan) -> Che
     after = run(model, inputs, False, plan.seed)
     if after.failure:
         return Check(name, False, after.failure)
-    if tuple(digest(t) for t in after.outputs) == plan.baseline.outputs:
-        return Check(name, True, f"{_count(after.outputs)} bit-equal to the original's")
-    if len(after.outputs) != len(plan.baseline.outputs):
-        return Check(name, False, f"{len(plan.baseline.outputs)} tensors before, {len(after.outputs)} after")
+    return against_outputs(name, after.outputs, plan)
+
+
+def against_outputs(name: str, outputs: Sequence[torch.Tensor], plan: Plan) -> Check:
+    """Outputs on the seeded probe against those that the plan remembers of the original."""
+    if tuple(digest(t) for t in outputs) == plan.baseline.outputs:
+        return Check(name, True, f"{_count(outputs)} bit-equal to the original's")
+    if len(outputs) != len(plan.baseline.outputs):
+        return Check(name, False, f"{len(plan.baseline.outputs)} tensors before, {len(outputs)} after")
     if not plan.baseline.samples:
         return Check(name, None, "not bit-equal, and the plan holds no values to compare (complex, NaN or infinite)")
-    first = after.outputs[0].flatten()[: len(plan.baseline.samples)].double().tolist()
+    first = outputs[0].flatten()[: len(plan.baseline.samples)].double().tolist()
     size = max((abs(v) for v in plan.baseline.samples), default=0.0) or 1.0
     if len(first) < len(plan.baseline.samples):
         return Check(name, False, "the output is smaller than the original's")

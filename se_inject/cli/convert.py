@@ -16,10 +16,29 @@ from se_inject.cli.parts import Command
 @rule_options
 @of_rules("--plan", "plan_file", type=click.Path(path_type=Path), help="Apply this plan.json instead of rules.")
 @of_output("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@of_output(
+    "--format",
+    "formats",
+    metavar="NAME,NAME",
+    default="safetensors",
+    show_default=True,
+    help="safetensors, adapter, pt2, onnx, timm.",
+)
+@of_output("--max-shard-size", metavar="SIZE", help="Split model.safetensors above this size: 5GB.")
 @of_output("--force", is_flag=True, help="Replace an earlier output.")
 @of_output("--verify/--no-verify", "check", default=True, show_default=True, help="Run the checks.")
 @output_options
-def convert(model: str, output: Path, force: bool, check: bool, as_json: bool, quiet: bool, **given: Any) -> None:
+def convert(
+    model: str,
+    output: Path,
+    formats: str,
+    max_shard_size: str | None,
+    force: bool,
+    check: bool,
+    as_json: bool,
+    quiet: bool,
+    **given: Any,
+) -> None:
     """Rewrite MODEL with attention blocks in it, check it, and write it with a report.
 
     MODEL is timm:NAME, torchvision:NAME or pkg.module:factory.
@@ -29,12 +48,22 @@ def convert(model: str, output: Path, force: bool, check: bool, as_json: bool, q
       se-inject convert timm:resnet50 --pretrained -o out
       se-inject convert torchvision:resnet50 --checkpoint r50.pth --placement standard --init absorb -o out
       se-inject convert my_models:make_net --checkpoint best.safetensors --input-size 3,192,192 -o out
+      se-inject convert timm:resnet50 --pretrained --format safetensors,onnx,pt2 -o out
     """
     from se_inject.terminal import Terminal
     from se_inject.workflow import convert as work
 
     with Terminal(quiet=quiet, results=not as_json) as screen:
-        report = work.convert(model, given, output, force=force, check=check, screen=screen)
+        report = work.convert(
+            model,
+            given,
+            output,
+            formats=formats,
+            max_shard_size=max_shard_size,
+            force=force,
+            check=check,
+            screen=screen,
+        )
         screen.report(report, output)
     if as_json:
         from se_inject.report.formats import to_json

@@ -7,16 +7,19 @@ from pathlib import Path
 
 import click
 
-from se_inject.cli.options import CONTEXT, base_options, output_options
+from se_inject.cli.options import CONTEXT, base_options, of_model, output_options
 from se_inject.cli.parts import Command
 
 
 @click.command(cls=Command, short_help="Check an output folder again.", context_settings=CONTEXT)
 @click.argument("folder", type=click.Path(path_type=Path))
 @base_options
+@of_model("--run-pt2", is_flag=True, help="Load and run model.pt2, which can run code. Only for files you made.")
 @output_options
-def verify(folder: Path, model: str | None, model_arg: tuple[str, ...], as_json: bool, quiet: bool) -> None:
-    """Check an output FOLDER again, without the original: hashes, outputs on the probe, blocks, cost.
+def verify(
+    folder: Path, model: str | None, model_arg: tuple[str, ...], run_pt2: bool, as_json: bool, quiet: bool
+) -> None:
+    """Check an output FOLDER again, without the original: hashes, outputs on the probe, blocks, cost, each format.
 
     \b
     Examples:
@@ -28,7 +31,7 @@ def verify(folder: Path, model: str | None, model_arg: tuple[str, ...], as_json:
     from se_inject.workflow import verify as work
 
     with Terminal(quiet=quiet, results=not as_json) as screen:
-        checks = work.verify(folder, model, model_arg, screen=screen)
+        checks = work.verify(folder, model, model_arg, trusted=run_pt2, screen=screen)
         screen.checks(checks)
     if as_json:
         click.echo(json.dumps([vars(check) for check in checks], indent=1))

@@ -1,6 +1,8 @@
 """A state dict as a safetensors file: the same bytes for the same tensors, shared tensors once, one copy at a time.
 
-Layout: u64 length of the header, the header as JSON (name -> dtype, shape, offsets), padding to 8 bytes, the data.
+Layout: u64 length of the header, the header as JSON (name -> dtype, shape, offsets), padding to 64 bytes, the data.
+The format allows no holes between tensors, so those whose size is a multiple of 64 come first: mapped from the file,
+they lie where torch would put them (other addresses round otherwise, and are copied). The rest goes by element size.
 The library's ``save_file`` is not used: it writes metadata in a random order, and refuses shared and strided tensors.
 """
 
@@ -39,6 +41,7 @@ DTYPES = {
 }
 # torch.zeros(1).expand(2**20, 2**12) is 1.5 KB in a checkpoint and 16 GiB on disk here: refused above this size.
 EXPANDED_LIMIT = 2**20
+ALIGNMENT = 64  # bytes, of torch's allocator
 ALIASES = "aliases"  # metadata key: JSON of name -> the name under which the same tensor is stored
 
 
@@ -53,32 +56,21 @@ def tensors_writer(
 
     >>> tensors_writer(model.state_dict(), {"plan": digest})(Path("model.safetensors"))
     """
-    for name, tensor in state_dict.items():
-        _check(name, tensor)
-    stored: dict[str, torch.Tensor] = {}
-    aliases: dict[str, str] = {}
-    first: dict[Any, str] = {}
-    for name in sorted(state_dict):
-        tensor = state_dict[name].detach()
-        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        if tensor.numel() and first.setdefault(place, name) != name:
-            aliases[name] = first[place]
-        else:
-            stored[name] = tensor
+    stored, aliases = distinct(state_dict)
     extra = {"format": "pt", **(metadata or {})}
     if aliases:
         extra[ALIASES] = json.dumps(aliases, sort_keys=True)
-    names = sorted(stored, key=lambda name: (-stored[name].element_size(), name))  # each aligned to its own size
+    names = sorted(stored, key=lambda name: (_bytes(stored[name]) % ALIGNMENT > 0, -stored[name].element_size(), name))
 
     def save(path: Path) -> None:
         header: dict[str, Any] = {"__metadata__": dict(sorted(extra.items()))}
         end = 0
         for name in names:
             tensor = stored[name]
-            start, end = end, end + tensor.numel() * tensor.element_size()
+            start, end = end, end + _bytes(tensor)
             header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
+        text += b" " * (-(8 + len(text)) % ALIGNMENT)
         with path.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name in names:
@@ -86,6 +78,27 @@ def tensors_writer(
                 file.write((ctypes.c_ubyte * dense.nbytes).from_address(dense.data_ptr()))  # the memory itself, no copy
 
     return save
+
+
+def distinct(state_dict: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors that are to be stored, and name -> the name under which the same view of memory is stored.
+
+    Raises ``WriteError`` for a tensor that safetensors cannot keep.
+    """
+    for name, tensor in state_dict.items():
+        _check(name, tensor)
+    aliases: dict[str, str] = {}
+    first: dict[Any, str] = {}
+    for name in sorted(state_dict):
+        tensor = state_dict[name]
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and first.setdefault(place, name) != name:
+            aliases[name] = first[place]
+    return {name: tensor.detach() for name, tensor in state_dict.items() if name not in aliases}, aliases
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _check(name: str, tensor: object) -> None:
@@ -101,7 +114,7 @@ def _check(name: str, tensor: object) -> None:
     elif tensor.dtype not in DTYPES:
         why = f"is {tensor.dtype}, for which safetensors has no code"
     else:
-        size = tensor.numel() * tensor.element_size()
+        size = _bytes(tensor)
         if size > max(tensor.untyped_storage().nbytes(), EXPANDED_LIMIT):
             why = f"is expanded: {tensor.untyped_storage().nbytes():,} bytes in memory would become {size:,} on disk"
     if why:

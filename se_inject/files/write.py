@@ -14,10 +14,11 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from se_inject.errors import WriteError
+from se_inject.files.shards import INDEX, SHARD
 from se_inject.files.tensorfile import read_tensors, tensors_writer
 from se_inject.types import Artifact
 
@@ -26,8 +27,9 @@ __all__ = ["check_output", "read_tensors", "tensors_writer", "write"]
 Content = bytes | Callable[[Path], None]
 
 # What an earlier output may hold: force replaces a folder of these, never one with files that we did not write.
-WEIGHTS = {"model.safetensors", "adapter.safetensors", "model.pt2", "model.onnx"}
-OUTPUTS = WEIGHTS | {"plan.json", "modeling.py", "report.json", "report.md", "report.html", "__pycache__"}
+WEIGHTS = {"model.safetensors", "adapter.safetensors", "model.pt2", "model.onnx", "timm"}
+OUTPUTS = WEIGHTS | {"plan.json", "modeling.py", "report.json", "report.md", "report.html", "__pycache__", INDEX}
+TIMM = {"config.json", "model.safetensors"}  # in the folder `timm`
 
 
 def write(
@@ -103,8 +105,16 @@ def _refuse(out: Path, names: Iterable[str], force: bool, inputs: Sequence[Path]
     if not force:
         raise WriteError(f"output {out} exists ({kind}); choose another path, or replace it with --force (force=True).")
     known = OUTPUTS | {PurePosixPath(name).parts[0] for name in names}
-    if kind == "folder" and (foreign := sorted(set(os.listdir(out)) - known)):
+    if kind == "folder" and (foreign := _foreign(out, known)):
         raise WriteError(f"output {out} holds {foreign[0]!r}, which is not ours to delete; move it, or choose another.")
+
+
+def _foreign(out: Path, known: Collection[str]) -> list[str]:
+    """What a folder holds that an earlier run did not write."""
+    found = [name for name in os.listdir(out) if name not in known and not SHARD.fullmatch(name)]
+    if (out / "timm").is_dir():
+        found += [f"timm/{name}" for name in os.listdir(out / "timm") if name not in TIMM]
+    return sorted(found)
 
 
 def _absolute(path: Path) -> Path:

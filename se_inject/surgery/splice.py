@@ -48,7 +48,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
         raise
     earlier = model.__dict__.get(RECORD, ())
     run = earlier[-1]["run"] + 1 if earlier else 0
-    _remember(model, (*earlier, *({**record, "run": run} for record in records)))
+    _remember(model, (*earlier, *({**record, "run": run, "plan": plan} for record in records)))
     return model
 
 
@@ -83,6 +83,16 @@ def require_fingerprint(model: nn.Module, plan: Plan) -> None:
             f"the plan was made for {plan.model} with fingerprint {plan.fingerprint[:12]}; this model has "
             f"{found[:12]}: other classes, keys or shapes. Make the plan again for this model."
         )
+
+
+def plan_of(model: nn.Module) -> Plan:
+    """The plan that put the blocks into ``model``. Raises ``SpliceError`` when there is none, or more than one."""
+    records = model.__dict__.get(RECORD, ())
+    if not records or records[-1]["run"] > 0:
+        found = f"{records[-1]['run'] + 1} insertions, one after the other" if records else "no inserted block"
+        raise SpliceError(f"{type(model).__name__} holds {found}; expected the blocks of one plan.")
+    plan: Plan = records[0]["plan"]
+    return plan
 
 
 def remove(model: nn.Module, *, inplace: bool = False) -> nn.Module:

@@ -9,6 +9,8 @@ from typing import Any
 from se_inject.blocks.custom import import_block
 from se_inject.errors import RulesError
 from se_inject.files import store
+from se_inject.files.formats import format_names
+from se_inject.files.shards import parse_size
 from se_inject.files.write import check_output
 from se_inject.guard import unwrap
 from se_inject.injection import realise
@@ -20,8 +22,19 @@ from se_inject.workflow.outputs import read_by
 from se_inject.workflow.screen import Screen
 
 
-def convert(spec: str, given: Mapping[str, Any], output: Path, *, force: bool, check: bool, screen: Screen) -> Report:
+def convert(
+    spec: str,
+    given: Mapping[str, Any],
+    output: Path,
+    *,
+    formats: str,
+    max_shard_size: str | None,
+    force: bool,
+    check: bool,
+    screen: Screen,
+) -> Report:
     """Load, plan or read a plan, splice, check, write."""
+    wanted, limit = format_names(formats), parse_size(max_shard_size)
     read_files = read_by(given, "checkpoint", "rules", "plan_file")
     check_output(output, force=force, inputs=read_files)
     rules = None if given["plan_file"] else rules_from(given)
@@ -42,4 +55,12 @@ def convert(spec: str, given: Mapping[str, Any], output: Path, *, force: bool, c
             planned = make_plan(model, inputs, rules, seed=given["seed"], name=spec, model_args=loaded.model_args)
         injection = realise(model, planned, inplace=True, check=check, progress=screen.step)
         screen.step("write")
-        return store.save(injection, output, force=force, source=loaded.source, inputs=read_files)
+        return store.save(
+            injection,
+            output,
+            formats=wanted,
+            max_shard_size=limit,
+            force=force,
+            source=loaded.source,
+            inputs=read_files,
+        )

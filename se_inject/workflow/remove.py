@@ -19,7 +19,7 @@ def remove(
     folder: Path, output: Path, spec: str | None, model_arg: Iterable[str], *, force: bool, screen: Screen
 ) -> dict[str, Any]:
     """Write the base model's weights from an output folder."""
-    files = [folder / name for name in (store.TENSORS, store.PLAN)]
+    files = [folder]
     check_output(output, force=force, inputs=files)
     screen.step("load")
     with trusting(folder):
