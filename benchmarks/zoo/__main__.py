@@ -12,7 +12,6 @@ import argparse
 import json
 import multiprocessing
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,11 +32,10 @@ def run(tasks: list[tuple[str, str]], rows: dict[tuple[str, str], Row], file: Pa
     with (
         file.open("a") as out,
         Progress(*columns) as progress,
-        ProcessPoolExecutor(jobs, context, begin, max_tasks_per_child=PER_PROCESS) as pool,
+        context.Pool(jobs, begin, maxtasksperchild=PER_PROCESS) as pool,
     ):
         bar = progress.add_task("", total=len(tasks), completed=len(tasks) - len(left))
-        for done in as_completed([pool.submit(examine, *task) for task in left]):
-            row = done.result()
+        for row in pool.imap_unordered(examine, left):
             rows[row.kind, row.name] = row
             out.write(json.dumps(asdict(row)) + "\n")
             out.flush()

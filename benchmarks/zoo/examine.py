@@ -53,8 +53,9 @@ class Row:
         return not self.failure and all(passed is not False for passed in self.checks.values())
 
 
-def examine(kind: str, name: str) -> Row:
-    """One of ``KINDS`` of one architecture; an error is its result too, because it must not end the sweep."""
+def examine(task: tuple[str, str]) -> Row:
+    """One of ``KINDS``, of one architecture; an error is its result too, because it must not end the sweep."""
+    kind, name = task
     row, start = Row(name, family(name), kind), time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -84,13 +84,22 @@ def run(model: nn.Module, inputs: Inputs, training: bool, seed: int) -> Run:
     """One forward without gradients, in the given mode and from the given random state."""
     with preserved(model), forked_rng(seed), torch.no_grad():
         try:
-            model.train(training)  # the module of an exported program has one mode
+            set_mode(model, training)
             output = model(*inputs.args, **inputs.kwargs)
         except Exception as error:  # foreign code may raise anything
             return Run([], {}, first_line(error))
         tensors = [t.detach().clone() for t in tensors_in(output)]
         buffers = {name: t.detach().clone() for name, t in model.named_buffers()} if training else {}
     return Run(tensors, buffers)
+
+
+def set_mode(model: nn.Module, training: bool) -> None:
+    """The module of an exported program has the one mode that it was exported in: it runs so where eval is asked."""
+    try:
+        model.train(training)
+    except NotImplementedError:
+        if training:
+            raise
 
 
 def first_line(error: BaseException) -> str:

@@ -99,7 +99,8 @@ def _block_input(call: Call, node: fx.Node, layer: Op, join: Join | None) -> int
     before = unit(start) if start is not None else None
     if start is not None and before is not None and before.pointwise:
         source = _start(start)
-        if source is None or (join is not None and source is join.fork):
+        # An expansion begins the block, whatever stands before it: in the graph of a whole model, the block before.
+        if source is None or before.outputs > before.inputs or (join is not None and source is join.fork):
             return before.inputs
     return layer.inputs
 

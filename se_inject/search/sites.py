@@ -60,12 +60,11 @@ def find(trace: Trace, placements: Collection[str] = AUTO) -> Found:
 def _leave_container(candidate: Candidate) -> None:
     """What a container of layers returns (DenseNet's blocks) is a value of its caller: a new child of its own it would
     run as one of its layers."""
-    call, node = candidate.call, candidate.node
-    while candidate.user is None and call.node is not None and call.parent is not None and result(call) is node:
-        if not isinstance(call.module, CONTAINERS) or type(call.module).forward is nn.Sequential.forward:
+    while candidate.user is None and result(call := candidate.call) is candidate.node:
+        sequential = type(call.module).forward is nn.Sequential.forward
+        if call.node is None or call.parent is None or not isinstance(call.module, CONTAINERS) or sequential:
             return
-        call, node = call.parent, call.node
-        candidate.call, candidate.node = call, node
+        candidate.call, candidate.node = call.parent, call.node
 
 
 def _key(candidate: Candidate, groups: dict[Any, list[Candidate]]) -> Any:
