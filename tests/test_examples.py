@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -117,3 +118,29 @@ def test_custom_block(tmp_path: Path) -> None:
 def test_budget(tmp_path: Path) -> None:
     printed = example("budget.py", cwd=tmp_path)
     assert ", insert: placement standard; budget" in printed and ", skip: budget" in printed
+
+
+def accuracies(shown: str) -> list[list[float]]:
+    """The rows of the table: as it was, SE from the identity, SE from random weights."""
+    return [
+        [float(value) for value in re.findall(r"([\d.]+) %", line)]
+        for line in shown.splitlines()
+        if line[4:5].isdigit()
+    ]
+
+
+def test_finetune_digits_starts_where_the_pretrained_net_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example = importlib.import_module("examples.finetune_digits")
+    curves = example.main(str(tmp_path / "curves.svg"), pretrain=1, epochs=0)
+    (plain,), (identity,), (random,) = curves.values()
+    assert plain == identity > random
+    assert accuracies(capsys.readouterr().out) == [[round(value, 1) for value in (plain, identity, random)]]
+
+
+@pytest.mark.slow
+def test_finetune_digits(tmp_path: Path) -> None:
+    first, *_, last = rows = accuracies(example("finetune_digits.py", cwd=tmp_path))
+    assert len(rows) == 11 and first[0] == first[1] > first[2] + 30
+    assert min(last) > 93
+    picture = (tmp_path / "finetune_digits.svg").read_text()
+    assert picture.count("</svg>") == 1
