@@ -61,10 +61,11 @@ def _leave_container(candidate: Candidate) -> None:
     """What a container of layers returns (DenseNet's blocks) is a value of its caller: a new child of its own it would
     run as one of its layers."""
     while candidate.user is None and result(call := candidate.call) is candidate.node:
-        sequential = type(call.module).forward is nn.Sequential.forward
-        if call.node is None or call.parent is None or not isinstance(call.module, CONTAINERS) or sequential:
+        module, node, parent = call.module, call.node, call.parent
+        sequential = type(module).forward is nn.Sequential.forward
+        if node is None or parent is None or not isinstance(module, CONTAINERS) or sequential:
             return
-        candidate.call, candidate.node = call.parent, call.node
+        candidate.call, candidate.node = parent, node
 
 
 def _key(candidate: Candidate, groups: dict[Any, list[Candidate]]) -> Any:
