@@ -21,6 +21,7 @@ from se_inject.errors import LoadError
 from se_inject.files.wrappers import match_keys
 from se_inject.models.assign import build_empty
 from se_inject.models.loading import Loaded, build_model, load_model, parse_model_args
+from se_inject.models.offline import reachable
 
 MODELS = '''
 import functools
@@ -293,6 +294,30 @@ def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None
     assert "no pretrained weights of test_vit4" in refusal("timm:test_vit4", pretrained=True)
 
 
+def test_without_a_network_the_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own client tries for most of a minute; cached weights are still found, and its setting is put back."""
+    from huggingface_hub import constants
+
+    asked: list[Any] = []
+
+    def no_network(*args: Any, **kwargs: Any) -> None:
+        asked.append(args)
+        raise OSError("name not known")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.create_connection", no_network)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    text = refusal("timm:resnet18", pretrained=True)
+    assert "they are not in the local cache, and the hub cannot be reached. Check the connection" in text
+    assert len(asked) == 1 and constants.HF_HUB_OFFLINE is False
+
+
+def test_the_hub_is_taken_for_reachable_behind_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("urllib.request.getproxies", lambda: {"https": "http://proxy"})
+    monkeypatch.setattr("socket.create_connection", None)
+    assert reachable("https://hub.example")
+
+
 @pytest.mark.parametrize("before", [None, "1"])
 def test_fetched_weights_are_not_unpickled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, before: str | None) -> None:
     """torchvision asks torch.hub for ``weights_only=False``; a cached file can be anybody's."""
@@ -366,8 +391,8 @@ def test_the_standard_library_builds_no_models(spec: str) -> None:
         ("lambda", "cannot be part of a factory's name"),
         ("Nett", "has no 'Nett'. Did you mean 'Net'"),
         ("Builder.from_nam", "Builder has no 'from_nam'. Did you mean 'from_name'"),
-        ("built", "is a Net; name a function or class that builds the model"),
-        ("torch.float32", "is a dtype; name a function"),
+        ("built", "is of type Net; name a function or class that builds the model"),
+        ("torch.float32", "is of type dtype; name a function"),
         ("returns_text", "returned str, not a torch.nn.Module"),
         ("Builder.from_name", "cannot be built: TypeError"),
     ],

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from se_inject.errors import LoadError
+from se_inject.errors import LoadError, closest
 from se_inject.files.wrappers import Keys
 
 OWN = ("_parameters", "_buffers", "_modules")
@@ -75,6 +75,9 @@ def assign(model: nn.Module, keys: Keys, allow_missing: Sequence[str] = (), *, w
     model is then of no use.
     """
     own: dict[str, Any] = model.state_dict()
+    for glob in allow_missing:
+        if not any(fnmatch.fnmatchcase(key, glob) for key in own):
+            raise LoadError(f"--allow-missing {glob!r} fits no key of the model.{closest(glob, own)}")
     by_copy = bool(tied(model)) or not {id(t) for _, t in _named(model)}.isdisjoint(map(id, loose(model)))
     given = {name: _fitting(what, name, value, own.get(name)) for name, value in keys.tensors.items()}
     state: OrderedDict[str, Any] = OrderedDict(given if by_copy else _apart(given, own))

@@ -28,7 +28,8 @@ def factory_call(spec: str, module: str, attribute: str, args: dict[str, Any], p
     """
     target = find(spec, module, attribute)
     if isinstance(target, nn.Module) or not callable(target):
-        raise LoadError(f"{spec}: is a {type(target).__name__}; name a function or class that builds the model.")
+        kind = type(target).__name__
+        raise LoadError(f"{spec}: is of type {kind}; name a function or class that builds the model.")
     function = target
     while isinstance(function, functools.partial):
         function = function.func
@@ -72,9 +73,11 @@ def import_or_refuse(module: str, spec: str = "") -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name and (module == error.name or module.startswith(f"{error.name}.")):
             how = f"pip install se_inject[{root}]" if root in EXTRAS else "install it, or run in the folder that has it"
+            if module.endswith(".py"):
+                how = f"write a module as in an import: {module.removesuffix('.py')!r}"
             raise LoadError(f"{spec or module}: no module named {error.name!r}; {how}.") from error
         raise LoadError(f"{spec or module}: cannot be imported: {one_line(error)}") from error
-    except Exception as error:  # whatever foreign module code raises
+    except (Exception, SystemExit) as error:  # whatever foreign module code raises
         raise LoadError(f"{spec or module}: cannot be imported: {one_line(error)}") from error
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from se_inject.errors import LoadError, closest
 from se_inject.models.factories import factory_call, import_or_refuse, one_line
+from se_inject.models.offline import cache_only_without_network
 from se_inject.search.inputs import default_size
 
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
@@ -85,7 +86,7 @@ def build_model(
         raise LoadError(f"{spec}: a factory runs code of your own, and is taken from the command line only.")
     try:
         model = make()
-    except Exception as error:  # whatever a foreign constructor raises
+    except (Exception, SystemExit) as error:  # whatever a foreign constructor raises
         raise _explain(spec, args, pretrained, error) from error
     if not isinstance(model, nn.Module):
         raise LoadError(f"{spec}: returned {type(model).__name__}, not a torch.nn.Module.")
@@ -145,7 +146,8 @@ def _timm(spec: str, name: str, args: dict[str, Any], pretrained: bool) -> Calla
         raise LoadError(f"{spec}: timm has no weights {tag!r} of {base}.{closest(tag, tags)}")
     if pretrained and not timm.is_model_pretrained(name):
         raise LoadError(f"{spec}: timm has no pretrained weights of {base}; give --checkpoint or --random-init.")
-    return functools.partial(_quietly, timm.create_model, name, pretrained=pretrained, **args)
+    make = functools.partial(_quietly, timm.create_model, name, pretrained=pretrained, **args)
+    return cache_only_without_network()(make) if pretrained else make
 
 
 def _torchvision(spec: str, name: str, args: dict[str, Any], pretrained: bool) -> Callable[[], Any]:
@@ -208,15 +210,22 @@ def _weights_only() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _explain(spec: str, args: Mapping[str, Any], pretrained: bool, error: Exception) -> LoadError:
+def _explain(spec: str, args: Mapping[str, Any], pretrained: bool, error: BaseException) -> LoadError:
     network = ("httpx", "requests", "urllib3", "huggingface_hub")
     if pretrained and (isinstance(error, OSError) or type(error).__module__.partition(".")[0] in network):
         return LoadError(
-            f"{spec}: the pretrained weights could not be fetched: {one_line(error)}. "
+            f"{spec}: the pretrained weights could not be fetched: {_network_reason(error)}. "
             "Check the connection, or download the file and give it with --checkpoint."
         )
     given = f" with {', '.join(f'{k}={v!r}' for k, v in args.items())}" if args else ""
     return LoadError(f"{spec}{given}: cannot be built: {one_line(error)}")
+
+
+def _network_reason(error: BaseException) -> str:
+    """Without a network, the hub's own text is about its cache and its settings."""
+    if type(error).__name__ in ("LocalEntryNotFoundError", "OfflineModeIsEnabled"):
+        return "they are not in the local cache, and the hub cannot be reached"
+    return one_line(getattr(error, "reason", None) or error)
 
 
 def known_models() -> list[str]:

@@ -34,6 +34,10 @@ class Inputs:
         args, kwargs = pytree.tree_map_only(torch.Tensor, fn, (self.args, self.kwargs))
         return Inputs(args, kwargs, self.shape, self.kind)
 
+    def __str__(self) -> str:
+        given = self.describe()
+        return ", ".join([*map(str, given["args"]), *(f"{name}={value}" for name, value in given["kwargs"].items())])
+
     def describe(self) -> Any:
         """Shapes and dtypes as nested plain data, for the plan."""
         spec = self.map(lambda t: f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}")

@@ -45,7 +45,7 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool = False) -> Trace:
         return Trace(root, real, record(Names(root), root, real), notes)
     except Exception as error:
         raise TraceError(
-            f"{type(model).__name__} cannot be run on the example inputs {inputs.describe()}: {_first_line(error)}. "
+            f"{type(model).__name__} cannot be run on the example inputs ({inputs}): {_first_line(error)}. "
             "Give inputs of the kind that it takes (--input-size, or example_inputs)."
         ) from error
 
@@ -64,5 +64,7 @@ def uncollected() -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
+    text = str(error).strip()
+    if not text or isinstance(error, LookupError):  # the text of a KeyError is the key
+        text = f"{type(error).__name__}: {text}".rstrip(": ")
     return text.splitlines()[0][:300].rstrip(". ")
