@@ -15,6 +15,7 @@ from se_inject.checks.measure import measure
 from se_inject.errors import TraceError
 from se_inject.planning import Planned
 from se_inject.report.drawing import drawings
+from se_inject.report.tables import percent
 from se_inject.search.inputs import Inputs
 from se_inject.search.trace import trace, uncollected
 from se_inject.surgery import splice
@@ -39,16 +40,12 @@ class Injection:
         before, after = self.report.before, self.report.after
         return (
             f"Injection({self.plan.model}: {len(self.plan.insertions)} blocks, {len(self.plan.skips)} skips, "
-            f"parameters +{_percent(before.parameters, after.parameters)}, "
-            f"MACs +{_percent(before.macs, after.macs)}, {checks})"
+            f"parameters {percent(before.parameters, after.parameters)}, "
+            f"MACs {percent(before.macs, after.macs)}, {checks})"
         )
 
     def _repr_html_(self) -> str:
         return self.report._repr_html_()
-
-
-def _percent(before: int, after: int) -> str:
-    return f"{100 * (after - before) / before:.2f} %" if before else "n/a"
 
 
 def realise(

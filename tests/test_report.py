@@ -16,7 +16,6 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-import se_inject
 from se_inject.errors import LoadError, VerifyError
 from se_inject.injection import rewritten
 from se_inject.report import tables
@@ -275,19 +274,13 @@ def test_terminal_names_the_first_sites_of_a_reason_or_all() -> None:
     assert "--all" not in every
 
 
-def test_plan_with_costs() -> None:
-    report = sample()
-    text = terminal(lambda console: render_plan(report.plan, console, costs=report.sites))
-    assert "18.62 K" in text and "21.90 K" in text
-
-
 def test_plan_that_inserts_nothing() -> None:
     plan = sample().plan
     text = terminal(lambda console: render_plan(replace(plan, decisions=plan.skips), console))
-    assert "0 blocks inserted, 6 sites skipped" in text
+    assert "0 blocks would be inserted, 6 sites skipped" in text
 
 
-@pytest.mark.parametrize("width", [60, 80, 200])
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
 def test_terminal_folds_long_paths(width: int) -> None:
     path = "backbone." + ".".join(f"very_long_name_{i}" for i in range(8))
     plan = replace(sample().plan, decisions=(insert(site(path, 64), 8), *sample().plan.skips))
@@ -454,29 +447,7 @@ def test_reports_meet_the_schema() -> None:
 # ---------------------------------------------------------------- gates
 
 
-@pytest.mark.parametrize("block", ["se", "se_plain", "ese", "eca", "cbam", "gc"])
-def test_gates_at_the_identity(block: str) -> None:
-    (stats,) = tiny.inject(tiny.net(), {"block": block, "placement": "standard"}, tiny.image()).report.gates
-    assert (stats.mean, stats.std, stats.min, stats.max) == (1.0, 0.0, 1.0, 1.0)
-    assert (stats.closed, stats.open) == (0.0, 1.0 if stats.highest == 1 else 0.0) and not stats.note
-
-
-def test_gates_are_those_of_the_block() -> None:
-    model = tiny.open_gates(tiny.inject(tiny.net()).model)
-    seen = []
-    model.get_submodule("blocks.0.se").register_forward_hook(lambda m, args, out: seen.append(m.scale(args[0])))
-    (stats,) = se_inject.gate_statistics(model, tiny.image())
-    gate = seen[0].detach()
-    assert stats.mean == pytest.approx(gate.mean().item(), rel=1e-4)
-    assert stats.std == pytest.approx(gate.std(correction=0).item(), rel=1e-4)
-    shares = gate.mean((0, 2, 3)) / 2
-    assert stats.closed == pytest.approx((shares < 0.1).float().mean().item(), abs=1e-5)
-    assert stats.open == pytest.approx((shares > 0.9).float().mean().item(), abs=1e-5)
-    assert se_inject.gate_statistics(tiny.net(), tiny.image()) == ()
-
-
 def test_gates_are_shown() -> None:
-    assert tiny.inject(tiny.net()).report.gates == ()  # noise says nothing
     report = tiny.inject(tiny.net(), size=tiny.image()).report
     assert from_json(to_json(report)) == report
     report = replace(report, gates=(*report.gates, GateStats("blocks.9.se", "Stn", note="it has no channel gate")))
@@ -500,3 +471,11 @@ def test_bytes_of_the_checkpoint_given() -> None:
     report = sample()
     exact = replace(report, source={**report.source, "bytes": 46_800_000})
     assert "44.63 MiB" in to_html(exact) and "≈" not in to_html(exact)
+
+
+def test_an_injection_prints_as_one_line_and_never_rounds_a_growth_to_zero() -> None:
+    result = tiny.inject(tiny.net())
+    before = replace(result.report.before, macs=10**9)
+    after = replace(result.report.after, macs=10**9 + 100)
+    shown = repr(replace(result, report=replace(result.report, before=before, after=after)))
+    assert "MACs +1e-05 %" in shown and "checks passed)" in shown and "\n" not in shown

@@ -97,10 +97,12 @@ def percent(before: int, after: int) -> str:
     return f"{change:+.1g} %" if 0 < abs(change) < 0.005 else f"{change:+.2f} %"
 
 
-def headline(plan: Plan) -> str:
+def headline(plan: Plan, *, dry: bool = False) -> str:
+    """What was done, or after a ``dry`` run what would be."""
     starts = sorted({f"{d.block}, start {d.init}" for d in plan.insertions})
     kinds = f" ({'; '.join(starts)})" if starts else ""
-    return f"{plural(len(plan.insertions), 'block')} inserted{kinds}, {plural(len(plan.skips), 'site')} skipped"
+    done = "would be inserted" if dry else "inserted"
+    return f"{plural(len(plan.insertions), 'block')} {done}{kinds}, {plural(len(plan.skips), 'site')} skipped"
 
 
 def plural(number: int, noun: str) -> str:

@@ -1,4 +1,4 @@
-"""A plan or a report on a terminal, from 60 columns on. Names reach it as literal text, never as rich markup."""
+"""A plan or a report on a terminal, from 40 columns on. Names reach it as literal text, never as rich markup."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -13,20 +14,18 @@ from se_inject.report import tables
 from se_inject.types import Check, Plan, Report, SiteCost
 
 FIRST = 3  # sites named per reason, unless all are asked for
+NARROW = 66  # columns: below, a table's rows are paragraphs
 STYLES = {"pass": "green", "FAIL": "bold red", "n.a.": "yellow"}
 
 
 def to_terminal(report: Report, console: Console, *, all: bool = False) -> None:
     """Print the report; ``all`` lists every skipped site. Raises ``VerifyError`` when it disagrees with itself."""
     tables.check_sums(report)
-    _plan(report.plan, console, report.sites, all)
+    _plan(report.plan, console, report.sites, every=all)
     _print(console, f"{tables.CONVENTION} {tables.inputs(report.plan)}.", "dim")
     console.print()
-    grid = _table(("", "before", "after", "added", "change"), numbers=4)
-    for row in tables.total_rows(report):
-        grid.add_row(*_cells(console, (row.name, row.before, row.after, row.added, row.percent)))
-    console.print(grid)
-    console.print()
+    totals = [(r.name, r.before, r.after, r.added, r.percent) for r in tables.total_rows(report)]
+    _table(console, ("", "before", "after", "added", "change"), totals, numbers=4)
     _print(console, f"Not counted: {tables.uncounted(report)}.", "dim")
     if report.checks:
         console.print()
@@ -39,9 +38,9 @@ def to_terminal(report: Report, console: Console, *, all: bool = False) -> None:
         _pairs(console, tables.facts(report.source))
 
 
-def render_plan(plan: Plan, console: Console, *, costs: Sequence[SiteCost] = (), all: bool = False) -> None:
+def render_plan(plan: Plan, console: Console, *, all: bool = False) -> None:
     """Print where blocks go and why, and what is skipped and why; ``all`` lists every skipped site."""
-    _plan(plan, console, costs, all)
+    _plan(plan, console, (), every=all, dry=True)
 
 
 def render_checks(checks: Iterable[Check], console: Console) -> None:
@@ -57,34 +56,26 @@ def render_checks(checks: Iterable[Check], console: Console) -> None:
 
 def _gates(report: Report, console: Console) -> None:
     rows = tables.gate_rows(report)
-    grid = _table(tables.GATE_COLUMNS, numbers=len(tables.GATE_COLUMNS) - 1)
-    for row in rows:
-        if row.figures:
-            grid.add_row(*_cells(console, (row.block, *row.figures)))
-    if grid.row_count:
-        console.print(grid)
-        console.print()
+    if figures := [(row.block, *row.figures) for row in rows if row.figures]:
+        _table(console, tables.GATE_COLUMNS, figures, numbers=len(tables.GATE_COLUMNS) - 1)
     for row in rows:
         if row.note:
             _print(console, f"{row.block}: {row.note}.")
     _print(console, tables.GATES, "dim")
 
 
-def _plan(plan: Plan, console: Console, costs: Sequence[SiteCost], every: bool) -> None:
-    _print(console, f"{plan.model}: {tables.headline(plan)}", "bold")
+def _plan(plan: Plan, console: Console, costs: Sequence[SiteCost], *, every: bool, dry: bool = False) -> None:
+    _print(console, f"{plan.model}: {tables.headline(plan, dry=dry)}", "bold")
     console.print()
     columns = ("module", "class", "placement", "channels") + (("parameters", "MACs") if costs else ())
-    table = _table(columns, numbers=3 if costs else 1, footer=bool(costs))
-    for row in tables.site_rows(plan, costs):
-        cells = (row.module, row.cls, row.placement, row.channels, row.parameters, row.macs)
-        table.add_row(*_cells(console, cells[: len(columns)]))
-    if costs:
-        total = tables.sum_row(costs)
-        for column, text in zip(table.columns, (total.module, "", "", "", total.parameters, total.macs), strict=True):
-            column.footer = Text(text)
-    console.print(table)
-    console.print()
-    _groups(console, "Inserted", tables.groups(plan.insertions), name=False)
+    cells = [
+        (row.module, row.cls, row.placement, row.channels, row.parameters, row.macs)[: len(columns)]
+        for row in tables.site_rows(plan, costs)
+    ]
+    total = tables.sum_row(costs)
+    footer = (total.module, "", "", "", total.parameters, total.macs) if costs else ()
+    _table(console, columns, cells, numbers=3 if costs else 1, footer=footer)
+    _groups(console, "Would be inserted" if dry else "Inserted", tables.groups(plan.insertions), name=False)
     _groups(console, "Skipped", tables.groups(plan.skips), every=every)
     for note in tables.notes(plan):
         _print(console, f"Note: {note}.", "yellow")
@@ -110,15 +101,41 @@ def _groups(
     console.print(grid)
 
 
-def _table(columns: Sequence[str], *, numbers: int, footer: bool = False) -> Table:
+def _table(
+    console: Console,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numbers: int,
+    footer: Sequence[str] = (),
+) -> None:
     """The last ``numbers`` columns are aligned to the right and keep their width; long names in the others fold."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, show_footer=footer, footer_style="bold", padding=(0, 1, 0, 0))
+    if console.width < NARROW:
+        _paragraphs(console, columns, [*rows, footer] if footer else rows)
+        return
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, show_footer=bool(footer), padding=(0, 1, 0, 0))
     for i, column in enumerate(columns):
         number = i >= len(columns) - numbers
         table.add_column(
-            column, justify="right" if number else "left", no_wrap=number or column == "placement", overflow="fold"
+            column,
+            Text(footer[i], "bold") if footer else "",
+            justify="right" if number else "left",
+            no_wrap=number or column == "placement",
+            overflow="fold",
         )
-    return table
+    for row in rows:
+        table.add_row(*_cells(console, row))
+    console.print(table)
+    console.print()
+
+
+def _paragraphs(console: Console, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Each row as its name, and below it the other cells, each with the name of its column."""
+    for row in rows:
+        _print(console, row[0], "bold")
+        cells = [f"{column} {cell}" for column, cell in zip(columns[1:], row[1:], strict=True) if cell]
+        console.print(Padding(_text(console, ", ".join(cells)), (0, 0, 0, 2)))
+    console.print()
 
 
 def _pairs(console: Console, pairs: Iterable[tuple[str, str]]) -> None:

@@ -25,7 +25,7 @@ def report(shown: Report) -> str:
 
 def plan(shown: Plan) -> str:
     rows = [(r.module, r.cls, r.placement, r.channels) for r in tables.site_rows(shown)]
-    parts = [_heading(shown), _table(("module", "class", "placement", "channels"), rows[:FIRST])]
+    parts = [_heading(shown, dry=True), _table(("module", "class", "placement", "channels"), rows[:FIRST])]
     if len(rows) > FIRST:
         parts.append(_paragraph(f"and {len(rows) - FIRST} more"))
     parts += [_paragraph(f"{len(group.sites)} skipped: {group.reason}") for group in tables.groups(shown.skips)]
@@ -43,8 +43,10 @@ def cost(shown: Cost) -> str:
     return str(_table(("", "one forward"), rows))
 
 
-def _heading(shown: Plan) -> Markup:
-    return Markup("<p><b>{}</b>: {}</p>").format(tables.visible(shown.model), tables.visible(tables.headline(shown)))
+def _heading(shown: Plan, *, dry: bool = False) -> Markup:
+    return Markup("<p><b>{}</b>: {}</p>").format(
+        tables.visible(shown.model), tables.visible(tables.headline(shown, dry=dry))
+    )
 
 
 def _paragraph(text: str) -> Markup:
