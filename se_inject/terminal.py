@@ -102,6 +102,8 @@ class Terminal:
 
     def table(self, rows: list[dict[str, str]]) -> None:
         """A list when there is one column, a table when there are two, else a paragraph for each row."""
+        if not self.results:
+            return
         columns = list(rows[0])
         if len(columns) == 1:
             for row in rows:

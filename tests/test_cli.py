@@ -18,16 +18,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 import se_inject
-from se_inject import injection
+from se_inject import injection, planning
 from se_inject.checks import baseline
+from se_inject.checks import verify as checking
 from se_inject.cli import main
+from se_inject.cli.listing import SCHEMAS, WHAT
 from se_inject.files import store
+from se_inject.files import write as write_module
 from se_inject.surgery import splice
 
 ROOT = Path(__file__).parent.parent
@@ -89,6 +93,24 @@ def slow():
 
 def broken():
     raise RuntimeError("no such hyperparameter\\nsecond line")
+
+
+class Keyed(Net):
+    def forward(self, x):
+        return {}["heads"]
+
+
+class Worded(Net):
+    def forward(self, x):
+        return str(super().forward(x).sum())
+
+
+class Two(Net):
+    def forward(self, x, scale):
+        return super().forward(x) * scale
+
+
+WIDTH = 3
 """
 TINY = ["cli_nets:make", "--input-size", "3,16,16"]
 RANDOM = [*TINY, "--random-init"]
@@ -112,6 +134,9 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.save({"state_dict": state, "more": Shell()}, "payload.pth")
         Path("payload.pkl").write_bytes(pickle.dumps(Shell()))
         Path("empty.pth").touch()
+        Path("empty.yaml").touch()
+        Path("cli_syntax.py").write_text("def make(:\n")
+        Path("cli_exits.py").write_text("raise SystemExit(3)\n")
         Path("page.pth").write_text("<!DOCTYPE html><html><body>404</body></html>")
         Path("cut.pth").write_bytes(Path("good.pth").read_bytes()[:2000])
         Path("typo.yaml").write_text("placment: standard\n")
@@ -290,11 +315,63 @@ def test_json(here: Path) -> None:
     assert {d["status"] for d in plan["decisions"]} <= {"insert", "skip"} and all(
         d["reason"] for d in plan["decisions"]
     )
+    assert json.loads(ok("plan", *TINY, "--explain", "blocks.0", "--json").stdout)["path"] == "blocks.0"
     checks = json.loads(ok("verify", "o", "--model", "cli_nets:make", "--json").stdout)
     assert all(check["passed"] is not False for check in checks) and len(checks) >= 4
+    assert json.loads(ok("report", "o", "--json").stdout) == json.loads(Path("o/report.json").read_text())
     assert json.loads(ok("remove", "o", "-o", "b", "--model", "cli_nets:make", "--json").stdout)["identical"] == 30
-    for what in ("blocks", "placements", "models"):
-        assert json.loads(ok("list", what, "--json").stdout)
+
+
+@pytest.mark.parametrize("what", WHAT)
+def test_lists(what: str) -> None:
+    rows = json.loads(ok("list", what, "--json").stdout)
+    column = next(iter(rows[0]))
+    first = rows[0][column]
+    assert first in ok("list", what).stdout
+    assert [row[column] for row in json.loads(ok("list", what, first, "--json").stdout)] == [first]
+
+
+@pytest.mark.parametrize("what", SCHEMAS)
+def test_schemas(here: Path, what: str) -> None:
+    """What a run wrote fits the schema, and what is no such file does not."""
+    schema = json.loads(ok("list", what, "--schema").stdout)
+    data = {"placement": "standard"} if what == "rules" else json.loads(Path(f"out/{what}.json").read_text())
+    jsonschema.validate(data, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**data, "frobnicate": 1}, schema)
+
+
+def test_report_into_a_file(here: Path) -> None:
+    for kind in ("md", "html", "json"):
+        assert ok("report", "out", "--format", kind, "-o", f"mine.{kind}").stdout == f"Written to mine.{kind}\n"
+        assert Path(f"mine.{kind}").read_bytes() == Path(f"out/report.{kind}").read_bytes()
+    ok("report", "out", "--json", "-o", "more.json", "-q")
+    assert Path("more.json").read_bytes() == Path("out/report.json").read_bytes()
+
+
+def test_report_does_without_torch(here: Path) -> None:
+    code = "import sys; from se_inject.cli import main; main(standalone_mode=False); assert 'torch' not in sys.modules"
+    for args in (["report", "out"], ["report", "out", "--format", "html"], ["list", "report"]):
+        done = process(*args, program=("-c", code))
+        assert done.returncode == 0 and done.stdout, done.stderr
+
+
+def test_plan_says_that_nothing_was_done(here: Path) -> None:
+    shown = ok("plan", *TINY).stdout
+    assert "2 blocks would be inserted" in shown and "Would be inserted:" in shown
+
+
+def test_model_whose_output_is_no_tensor(here: Path) -> None:
+    shown = ok("convert", "cli_nets:Worded", "--random-init", "--input-size", "3,16,16", "-o", "o").stdout
+    assert "n.a.  outputs (eval)   the output holds no tensor" in shown and "pass  reached" in shown
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_no_line_is_wider_than_the_terminal(here: Path, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = ok("plan", *TINY).stdout + ok("report", "out").stdout + ok("list", "placements").stdout
+    assert max(map(len, shown.splitlines())) <= width
+    assert "blocks.0.se" in shown and "16 -> 8" in shown
 
 
 def test_quiet_prints_nothing(here: Path) -> None:
@@ -303,6 +380,8 @@ def test_quiet_prints_nothing(here: Path) -> None:
         ("convert", *RANDOM, "-o", "o", "-q"),
         ("plan", *TINY, "-o", "p.json", "--quiet"),
         ("verify", "o", *args),
+        ("report", "o", "-q"),
+        ("list", "blocks", "-q"),
         ("remove", "o", "-o", "b", *args),
     ):
         result = ok(*command)
@@ -457,6 +536,31 @@ def test_interrupt_at_any_step_leaves_nothing(
         assert tree(here) == before and not Path("deep").exists()
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "args"),
+    [
+        (splice, "remove", ["remove", "out", "--model", "cli_nets:make", "-o", "deep/er/o"]),
+        (write_module, "_build", ["remove", "out", "--model", "cli_nets:make", "-o", "deep/er/o"]),
+        (planning, "decide", ["plan", *TINY, "-o", "new.json"]),
+        (Path, "replace", ["plan", *TINY, "-o", "new.json"]),
+        (Path, "replace", ["report", "out", "--json", "-o", "new.json"]),
+        (checking, "keys", ["verify", "out", "--model", "cli_nets:make"]),
+    ],
+    ids=["remove", "remove-write", "plan", "plan-write", "report", "verify"],
+)
+def test_interrupt_of_other_commands_leaves_nothing(
+    here: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, args: list[str]
+) -> None:
+    def interrupt(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = tree(here)
+    monkeypatch.setattr(module, name, interrupt)
+    result = run(*args)
+    assert (result.exit_code, result.stdout, result.stderr.strip()) == (1, "", "Aborted!")
+    assert tree(here) == before and not Path("deep").exists()
+
+
 # --- refusals: arguments -> what the one line says ---
 
 C = ["convert", *RANDOM, "-o", "o"]
@@ -472,6 +576,18 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     "no factory": (["plan", "cli_nets:mkae"], "Did you mean 'make'"),
     "standard library": (["plan", "os:system"], "standard library"),
     "factory fails": (["plan", "cli_nets:broken"], "RuntimeError: no such hyperparameter"),
+    "factory of a file": (["plan", "cli_nets.py:make"], "write a module as in an import: 'cli_nets'"),
+    "factory is a number": (["plan", "cli_nets:WIDTH"], "is of type int; name a function or class"),
+    "module with a wrong syntax": (["plan", "cli_syntax:make"], "SyntaxError: invalid syntax (cli_syntax.py, line 1)"),
+    "module that exits": (["plan", "cli_exits:make"], "cannot be imported: SystemExit: 3"),
+    "forward fails": (
+        ["plan", "cli_nets:Keyed", "--input-size", "3,16,16"],
+        "Keyed cannot be run on the example inputs (float32[2, 3, 16, 16]): KeyError: 'heads'.",
+    ),
+    "forward takes more": (
+        ["plan", "cli_nets:Two", "--input-size", "3,16,16"],
+        "missing 1 required positional",
+    ),
     "constructor option": (["plan", "timm:resnet18", "--model-arg", "num_clases=10"], "'num_clases'"),
     "option without value": (["plan", "timm:resnet18", "--model-arg", "num_classes"], "expected NAME=VALUE"),
     "placement": ([*C, "--placement", "standrad"], "Did you mean 'standard'?"),
@@ -488,6 +604,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     "no residual blocks": ([*C, "--placement", "inner"], "inner"),
     "no rules file": ([*C, "--rules", "nonesuch.yaml"], "nonesuch.yaml"),
     "rules typo": ([*C, "--rules", "typo.yaml"], "unknown key 'placment'"),
+    "rules empty": ([*C, "--rules", "empty.yaml"], "empty.yaml: is empty; write a rule"),
     "rules value": ([*C, "--rules", "value.yaml"], "Did you mean 'standard'?"),
     "rules syntax": ([*C, "--rules", "broken.yaml"], "broken.yaml: not the YAML"),
     "input size": ([*C, "--input-size", "abc"], "such as --input-size 3,224,224"),
@@ -508,6 +625,10 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     "folder": ([*T, "--checkpoint", "out"], "this is a folder"),
     "classes": ([*T, "--checkpoint", "good.pth", "--model-arg", "classes=9"], "head.weight (file float32[5, 32]"),
     "allow missing": ([*C, "--allow-missing", "head.*"], "--checkpoint"),
+    "allow missing nothing": (
+        [*T, "--checkpoint", "good.pth", "--allow-missing", "haed.*"],
+        "--allow-missing 'haed.*' fits no key of the model. Did you mean 'head.",
+    ),
     "output exists": (["convert", *RANDOM, "-o", "out"], "--force"),
     "output is a file": (["convert", *RANDOM, "-o", "good.pth", "--force"], "is a file"),
     "output is the input": (["convert", *TINY, "--checkpoint", "good.pth", "-o", "good.pth"], "the input"),
@@ -545,6 +666,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     "remove onto itself": (["remove", "out", "--model", "cli_nets:make", "-o", "out", "--force"], "contains the input"),
     "report nothing": (["report", "nonesuch"], "nonesuch is not a folder written by se_inject"),
     "report of wrong sums": (["report", "sums"], "disagrees with itself"),
+    "list no block": (["list", "blocks", "sse"], "no block is called 'sse'. Did you mean 'se'"),
     "list no model": (["list", "models", "nonesuch"], "no model is called 'nonesuch'"),
 }
 
@@ -577,6 +699,9 @@ USAGE: dict[str, tuple[list[str], str]] = {
     "min channels": ([*C, "--min-channels", "-1"], "--min-channels"),
     "seed": ([*C, "--seed", "x"], "--seed"),
     "format": (["report", "out", "--format", "pdf"], "'pdf' is not one of"),
+    "report two formats": (["report", "out", "--json", "--format", "md"], "--json is --format json"),
+    "report terminal file": (["report", "out", "-o", "x"], "-o goes with --format"),
+    "schema of blocks": (["list", "blocks", "--schema"], "--schema goes with rules, plan, report"),
     "list what": (["list", "modles"], "'modles' is not one of"),
 }
 

@@ -156,7 +156,7 @@ def from_yaml(tmp_path: Path, text: str | bytes) -> Rules:
         ("placement: inner\n---\nplacement: standard\n", "not the YAML of a rules file"),
         ("\tplacement: inner\n", "not the YAML of a rules file"),
         (b"placement: \xff\n", "not the YAML of a rules file"),
-        ("", "NoneType"),
+        ("", "is empty; write a rule"),
         ("- inner\n", "list"),
     ],
 )

@@ -1,4 +1,4 @@
-"""``se-inject list``: the names that options take."""
+"""``se-inject list``: the names that options take, and the keys of the files that are read and written."""
 
 from __future__ import annotations
 
@@ -6,36 +6,40 @@ import json
 
 import click
 
-from se_inject.cli.options import CONTEXT, of_output
+from se_inject.cli.options import CONTEXT, of_output, output_options
 from se_inject.cli.parts import Command
 
+WHAT = ("blocks", "placements", "presets", "rules", "plan", "report", "models")
+SCHEMAS = ("rules", "plan", "report")  # files
 
-@click.command("list", cls=Command, short_help="List blocks, placements or models.", context_settings=CONTEXT)
-@click.argument("what", type=click.Choice(["blocks", "placements", "presets", "rules", "models"]))
-@click.argument("pattern", default="*")
-@of_output("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@of_output("--schema", is_flag=True, help="With rules: their JSON Schema, for editors.")
-def list_(what: str, pattern: str, as_json: bool, schema: bool) -> None:
-    """List blocks, placements, presets, the keys of rules, or models by a glob PATTERN.
+
+@click.command("list", cls=Command, short_help="List blocks, placements, rules, models ...", context_settings=CONTEXT)
+@click.argument("what", type=click.Choice(WHAT), metavar="WHAT")
+@click.argument("pattern", required=False)
+@of_output("--schema", is_flag=True, help="The JSON Schema of rules, plan or report, for editors and scripts.")
+@output_options
+def list_(what: str, pattern: str | None, schema: bool, as_json: bool, quiet: bool) -> None:
+    """List WHAT there is: blocks, placements, presets, models; or the keys of rules, plan (plan.json), report
+    (report.json). A glob PATTERN chooses among the names.
 
     \b
     Examples:
       se-inject list blocks
       se-inject list models '*resnet50*'
+      se-inject list report --schema > report.schema.json
     """
     from se_inject.terminal import Terminal
     from se_inject.workflow import listing as work
 
     if schema:
-        if what != "rules":
-            raise click.UsageError("--schema goes with `list rules`.")
-        from se_inject.rules.schema import schema as rules_schema
-
-        click.echo(json.dumps(rules_schema(), indent=1))
+        if what not in SCHEMAS:
+            raise click.UsageError(f"--schema goes with {', '.join(SCHEMAS)}: {what} are no file.")
+        if pattern is not None:
+            raise click.UsageError("--schema is of the whole file; leave out the PATTERN.")
+        click.echo(json.dumps(work.schema(what), indent=1))
         return
-    rows = work.listing(what, pattern)
+    with Terminal(quiet=quiet, results=not as_json) as screen:
+        rows = work.listing(what, pattern or "*")
+        screen.table(rows)
     if as_json:
         click.echo(json.dumps(rows, indent=1))
-    else:
-        with Terminal() as screen:
-            screen.table(rows)

@@ -79,17 +79,17 @@ rule_options = options(
     ),
     of_rules("--block", metavar="NAME", help="Which block: `se-inject list blocks`, or pkg.mod:Class.  [default: se]"),
     of_rules("--block-arg", multiple=True, metavar="KEY=VALUE", help="Option of the block: gate=hardsigmoid."),
-    of_rules("--ratio", type=float, callback=ratio, help="Channels / reduced channels: 16."),
+    of_rules("--ratio", type=float, metavar="R", callback=ratio, help="Channels / reduced channels: 16."),
     of_rules(
         "--init", metavar="NAME", shell_complete=complete, help="identity (default, bit-equal start), absorb, paper."
     ),
     of_rules("--include", multiple=True, metavar="PATTERN", help="Paths to take: glob, or re:... ; repeatable."),
     of_rules("--exclude", multiple=True, metavar="PATTERN", help="Paths to leave out; repeatable."),
-    of_rules("--min-channels", type=click.IntRange(min=0), help="Leave out narrower sites."),
+    of_rules("--min-channels", type=click.IntRange(min=0), metavar="N", help="Leave out narrower sites."),
     of_rules("--stages", metavar="N,N", help="Only these stages (1 is the largest resolution)."),
     of_rules("--budget", metavar="KEY=SHARE", help="Choose sites and ratios under params=2%,macs=1%."),
     of_rules("--again", is_flag=True, help="Insert at places that are gated already."),
-    of_rules("--seed", type=int, default=0, show_default=True, help="Of new weights and of the probe."),
+    of_rules("--seed", type=int, metavar="N", default=0, show_default=True, help="Of new weights and of the probe."),
 )
 base_options = options(
     of_model(
@@ -103,5 +103,5 @@ base_options = options(
 )  # fmt: skip
 output_options = options(
     of_output("--json", "as_json", is_flag=True, help="Print JSON instead of tables."),
-    of_output("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
+    of_output("-q", "--quiet", is_flag=True, help="Print nothing but errors, and what --json asks for."),
 )

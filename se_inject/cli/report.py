@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from se_inject.cli.options import CONTEXT, of_output
+from se_inject.cli.options import CONTEXT, of_output, output_options
 from se_inject.cli.parts import Command
 
 
@@ -17,14 +17,15 @@ from se_inject.cli.parts import Command
     "kind",
     type=click.Choice(["terminal", "md", "json", "html"]),
     metavar="FORMAT",
-    default="terminal",
-    show_default=True,
-    help="terminal, md, json or html.",
+    help="terminal (default), md, json or html.",
 )
 @of_output("-o", "--output", type=click.Path(path_type=Path), help="Write it to this file; not for the terminal.")
 @of_output("--force", is_flag=True, help="Replace an earlier file.")
 @of_output("--all", "show_all", is_flag=True, help="List every skip, not only their number by reason.")
-def report(folder: Path, kind: str, output: Path | None, force: bool, show_all: bool) -> None:
+@output_options
+def report(
+    folder: Path, kind: str | None, output: Path | None, force: bool, show_all: bool, as_json: bool, quiet: bool
+) -> None:
     """Show the report of an output FOLDER.
 
     \b
@@ -32,17 +33,23 @@ def report(folder: Path, kind: str, output: Path | None, force: bool, show_all: 
       se-inject report out
       se-inject report out --format md
       se-inject report out --format html -o report.html
+      se-inject report out --json | jq .after.parameters
     """
     from se_inject.terminal import Terminal
     from se_inject.workflow import report as work
-    from se_inject.workflow.folder import read_report
 
-    if output is not None:
+    if as_json and kind not in (None, "json"):
+        raise click.UsageError(f"--json is --format json; --format {kind} cannot be given with it.")
+    kind = "json" if as_json else kind or "terminal"
+    if output is not None and kind == "terminal":
+        raise click.UsageError("-o goes with --format md, json or html.")
+    with Terminal(quiet=quiet) as screen:
+        if output is not None:
+            work.write_report(folder, kind, output, force=force)
+            screen.line(f"Written to {output}")
+            return
+        found = work.read_report(folder)
         if kind == "terminal":
-            raise click.UsageError("-o goes with --format md, json or html.")
-        work.write_report(folder, kind, output, force=force)
-    elif kind == "terminal":
-        with Terminal() as screen:
-            screen.report(read_report(folder), None, show_all=show_all)
-    else:
-        click.echo(work.render(folder, kind), nl=False)
+            screen.report(found, None, show_all=show_all)
+            return
+    click.echo(work.RENDERERS[kind](found), nl=False)

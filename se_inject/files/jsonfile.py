@@ -1,4 +1,4 @@
-"""JSON from a file that is not trusted: of a bounded size, each key once, every number a number."""
+"""JSON that this tool wrote, read strictly: no key twice, no NaN, no number beyond 64 bits, and of this schema."""
 
 from __future__ import annotations
 
@@ -7,22 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from se_inject.errors import LoadError
+from se_inject.types import SCHEMA_VERSION
 
-MAX_JSON = 64 << 20  # bytes
+MAX_JSON = 64 << 20
+LARGEST = 2**63 - 1
 
 
 def read_json(path: Path) -> Any:
     """JSON of a bounded size, without NaN and duplicate keys. Raises ``LoadError``."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a key stands twice")
-        return found
-
-    def refuse(name: str) -> Any:
-        raise ValueError(f"{name} is no number")
-
     try:
         with path.open("rb") as file:
             data = file.read(MAX_JSON + 1)
@@ -31,6 +23,37 @@ def read_json(path: Path) -> Any:
     if len(data) > MAX_JSON:
         raise LoadError(f"{path}: larger than {MAX_JSON >> 20} MiB.")
     try:
-        return json.loads(data.decode(), object_pairs_hook=unique, parse_constant=refuse)
+        return parse(data.decode())
     except (ValueError, RecursionError) as error:
         raise LoadError(f"{path}: not JSON of this tool ({error}).") from error
+
+
+def parse(text: str) -> Any:
+    """The data in ``text``. Raises ``ValueError`` or ``RecursionError``, each with a line for the user."""
+    return json.loads(text, parse_int=_int, parse_constant=_refuse, object_pairs_hook=_unique)
+
+
+def other_schema(data: Any, what: str, again: str) -> str:
+    """Why a ``what`` of another schema version cannot be read, and what helps (``again``); empty when it can be."""
+    found = data.get("schema") if isinstance(data, dict) else None
+    if type(found) is int and found == SCHEMA_VERSION:
+        return ""
+    newer = "a newer se_inject wrote it: update, or " if type(found) is int and found > SCHEMA_VERSION else ""
+    return f"{what} schema {found!r}, this version reads {SCHEMA_VERSION}; {newer}{again}."
+
+
+def _int(digits: str) -> int:
+    if len(digits) > 20 or abs(int(digits)) > LARGEST:
+        raise ValueError("a number is too large")
+    return int(digits)
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice")
+    return found

@@ -15,9 +15,10 @@ import torch
 
 from se_inject.errors import LoadError, WriteError
 from se_inject.files.jsonfile import read_json
+from se_inject.files.layout import TENSORS
 from se_inject.files.tensorfile import distinct, read_tensors, tensors_writer
 
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+WHOLE, INDEX = TENSORS, f"{TENSORS}.index.json"
 SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 

@@ -13,8 +13,9 @@ from torch import nn
 from se_inject.errors import LoadError, VerifyError
 from se_inject.files.formats import FORMATS, Subject, format_names
 from se_inject.files.formats.whole import aligned
-from se_inject.files.planfile import PLAN, read_plan
-from se_inject.files.shards import WHOLE, parse_size, read_weights, shard_names
+from se_inject.files.layout import HTML, MARKDOWN, MODELING, PLAN, REPORT, TENSORS
+from se_inject.files.planfile import read_plan
+from se_inject.files.shards import parse_size, read_weights, shard_names
 from se_inject.files.wrappers import Keys
 from se_inject.files.write import Content, check_output, write
 from se_inject.injection import Injection
@@ -25,8 +26,6 @@ from se_inject.surgery.portable import NoSource
 from se_inject.surgery.splice import apply
 from se_inject.types import Artifact, Check, Plan, Report, dump
 
-TENSORS, MODELING = WHOLE, "modeling.py"
-REPORT, MARKDOWN, HTML = "report.json", "report.md", "report.html"
 REPORTS = (REPORT, MARKDOWN, HTML)
 
 __all__ = ["MODELING", "PLAN", "REPORT", "TENSORS", "formats_in", "load", "read_plan", "save"]

@@ -9,6 +9,7 @@ import typing
 from typing import Any
 
 from se_inject.errors import LoadError
+from se_inject.files.jsonfile import other_schema, parse
 from se_inject.report.markdown import to_markdown
 from se_inject.report.tables import check_sums
 from se_inject.report.text import render_checks, render_plan, to_terminal
@@ -18,7 +19,6 @@ __all__ = [
     "check_sums", "from_json", "render_checks", "render_plan", "schema", "to_json", "to_markdown", "to_terminal",
 ]  # fmt: skip
 
-LARGEST = 2**63 - 1
 TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 
 
@@ -37,12 +37,11 @@ def from_json(text: str) -> Report:
     Raises ``LoadError`` for another schema version or malformed data, ``VerifyError`` when it disagrees with itself.
     """
     try:
-        data = json.loads(text, parse_int=_int, parse_constant=_refuse, object_pairs_hook=_unique)
+        data = parse(text)
     except (ValueError, RecursionError) as error:
         raise LoadError(f"the report is not JSON of this tool: {error}.") from error
-    schema = data.get("schema") if isinstance(data, dict) else None
-    if schema != SCHEMA_VERSION:
-        raise LoadError(f"the report has schema {schema!r}, this version reads {SCHEMA_VERSION}; convert again.")
+    if other := other_schema(data, "report", "convert again"):
+        raise LoadError(other)
     try:
         report = from_dict(Report, data)
     except ValueError as error:
@@ -51,23 +50,6 @@ def from_json(text: str) -> Report:
         raise LoadError(f"the report is malformed: {keyless[0]!r} is inserted, but has no carrier.")
     check_sums(report)
     return report
-
-
-def _int(digits: str) -> int:
-    if len(digits) > 20 or abs(int(digits)) > LARGEST:
-        raise ValueError("a number is too large")
-    return int(digits)
-
-
-def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is no number")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice")
-    return found
 
 
 def schema(kind: type = Report) -> dict[str, Any]:

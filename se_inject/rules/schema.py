@@ -276,6 +276,8 @@ def _rules(data: Any, where: str) -> Rules:
 
 
 def _fields(data: Any, where: str, *, top: bool) -> dict[str, Any]:
+    if data is None:
+        raise RulesError(f"{where}: is empty; write a rule, such as 'placement: standard'.")
     if not isinstance(data, dict):
         raise RulesError(f"{where}: expected a mapping, found {type(data).__name__}.")
     known = [name for name, f in FIELDS.items() if top or not f.top_only] + ["sites"] * top

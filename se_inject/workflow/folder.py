@@ -10,9 +10,10 @@ from torch import nn
 
 from se_inject.errors import LoadError, PlanMismatchError, SEInjectError
 from se_inject.files import store
+from se_inject.files.layout import PLAN
 from se_inject.models.factories import one_line
 from se_inject.models.loading import load_model, parse_model_args
-from se_inject.types import Plan, Report
+from se_inject.types import Plan
 
 
 @contextlib.contextmanager
@@ -31,7 +32,7 @@ def trusting(path: Path | None) -> Iterator[None]:
 
 
 def open_folder(folder: Path, spec: str | None, model_arg: Iterable[str]) -> tuple[nn.Module, Plan]:
-    made = store.read_plan(folder / store.PLAN) if folder.is_dir() else None
+    made = store.read_plan(folder / PLAN) if folder.is_dir() else None
     if made is None:
         raise LoadError(f"{folder} is not a folder written by se_inject.")
     base = None
@@ -39,12 +40,3 @@ def open_folder(folder: Path, spec: str | None, model_arg: Iterable[str]) -> tup
         args = {**made.model_args, **parse_model_args(model_arg)}
         base = load_model(spec, model_args=args, random_init=True, allow_factory=True).model
     return store.load(folder, base), made
-
-
-def read_report(folder: Path) -> Report:
-    from se_inject.report.formats import from_json
-
-    path = folder / store.REPORT
-    if not path.is_file():
-        raise LoadError(f"{folder} is not a folder written by se_inject: it has no {store.REPORT}.")
-    return from_json(path.read_text())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from se_inject.errors import WriteError
-from se_inject.files import store
+from se_inject.files.layout import PLAN
 
 
 def read_by(given: Mapping[str, Any], *names: str) -> list[Path]:
@@ -18,7 +18,7 @@ def read_by(given: Mapping[str, Any], *names: str) -> list[Path]:
 
 def check_file(output: Path, force: bool, inputs: Iterable[Path]) -> None:
     if output.is_dir():
-        raise WriteError(f"{output} is a folder; give a file in it, such as {output / store.PLAN}.")
+        raise WriteError(f"{output} is a folder; give a file in it, such as {output / PLAN}.")
     if not output.parent.is_dir():
         raise WriteError(f"cannot write {output}: there is no folder {output.parent}.")
     if any(output.exists() and path.samefile(output) for path in inputs):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from se_inject.checks import baseline
-from se_inject.files import store
+from se_inject.files.layout import TENSORS
 from se_inject.files.tensorfile import tensors_writer
 from se_inject.files.write import check_output, write
 from se_inject.surgery import splice
@@ -28,7 +28,7 @@ def remove(
         base = splice.remove(model, inplace=True)
     state = base.state_dict()
     same = sum(baseline.digest(t) == made.baseline.tensors.get(name) for name, t in state.items())
-    write(output, {store.TENSORS: tensors_writer(state)}, force=force, inputs=files)
+    write(output, {TENSORS: tensors_writer(state)}, force=force, inputs=files)
     total = len(state)
     known = (
         f"{same} of {total} tensors have the hashes of the original" if made.baseline.tensors else f"{total} tensors"
@@ -38,5 +38,5 @@ def remove(
         "removed": len(made.insertions),
         "tensors": total,
         "identical": same,
-        "summary": f"{len(made.insertions)} blocks removed; {known}; written {output / store.TENSORS}",
+        "summary": f"{len(made.insertions)} blocks removed; {known}; written {output / TENSORS}",
     }

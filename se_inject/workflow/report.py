@@ -1,24 +1,33 @@
-"""``se-inject report``."""
+"""``se-inject report``: no model is needed, and torch is not imported."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from se_inject.files import store
+from se_inject.errors import LoadError
+from se_inject.files.layout import HTML, MARKDOWN, REPORT
 from se_inject.report import formats
 from se_inject.report.html.page import to_html
-from se_inject.workflow.folder import read_report
+from se_inject.types import Report
 from se_inject.workflow.outputs import check_file, write_file
 
+RENDERERS = {"md": formats.to_markdown, "json": formats.to_json, "html": to_html}
 
-def render(folder: Path, kind: str) -> str:
-    found = read_report(folder)
-    if kind == "html":
-        return to_html(found)
-    return {"md": formats.to_markdown, "json": formats.to_json}[kind](found)
+
+def read_report(folder: Path) -> Report:
+    """The report in an output folder. Raises ``LoadError``, and ``VerifyError`` when it disagrees with itself."""
+    path = folder / REPORT
+    if not path.is_file():
+        raise LoadError(f"{folder} is not a folder written by se_inject: it has no {REPORT}.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'it is no UTF-8'}).") from error
+    return formats.from_json(text)
 
 
 def write_report(folder: Path, kind: str, output: Path, *, force: bool) -> None:
     """The rendered report as a file of its own."""
-    check_file(output, force, [folder / name for name in (store.REPORT, store.PLAN, store.TENSORS)])
-    write_file(output, render(folder, kind))
+    found = read_report(folder)
+    check_file(output, force, [path for path in folder.iterdir() if path.name not in (MARKDOWN, HTML)])
+    write_file(output, RENDERERS[kind](found))

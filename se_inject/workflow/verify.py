@@ -17,7 +17,8 @@ from se_inject.files.shards import shard_names
 from se_inject.files.store import formats_in
 from se_inject.search.inputs import Inputs, dtype_of, from_shape
 from se_inject.types import Check, Plan, Report, SiteCost
-from se_inject.workflow.folder import open_folder, read_report, trusting
+from se_inject.workflow.folder import open_folder, trusting
+from se_inject.workflow.report import read_report
 from se_inject.workflow.screen import Screen
 
 

@@ -1,0 +1,4 @@
+"""Names of the files in an output folder."""
+
+TENSORS, PLAN, MODELING = "model.safetensors", "plan.json", "modeling.py"
+REPORT, MARKDOWN, HTML = "report.json", "report.md", "report.html"
