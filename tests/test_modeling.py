@@ -222,6 +222,17 @@ def test_super_is_that_of_the_defining_class(own: Any) -> None:
     assert type(again.blocks[1]) is type(again.blocks[2])
 
 
+@pytest.mark.parametrize("name", ["build", "load"])
+def test_a_factory_may_have_the_name_of_a_function_here(own: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(sys.modules[own.__module__], name, own, raising=False)
+    result = inject(own().eval(), name=f"a_small_library:{name}")
+    text = render(result.base, result.plan)
+    assert f"from a_small_library import {name} as {name}2\n" in text
+    again = executed(text).build(classes=7)
+    assert again.fc.out_features == 7
+    assert hasattr(again.blocks[0], "se")
+
+
 def test_slots_need_no_class() -> None:
     model = timm.create_model("resnet10t").eval()
     result = inject(model, size=(3, 64, 64), name="timm:resnet10t")

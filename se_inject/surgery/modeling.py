@@ -173,8 +173,10 @@ def _build(plan: Plan, header: Header) -> str:
             make = make.replace("weights=None", "weights=None, weights_backbone=None")
     elif name and all(part.isidentifier() and not keyword.iskeyword(part) for part in f"{library}.{name}".split(".")):
         first = name.partition(".")[0]
-        header.bind(first, getattr(sys.modules.get(library), first, None), f"from {library} import {first}")
-        make = f"{name}(**{arguments})"
+        local = header.free(first)  # a factory may well be called build, as the function below is
+        alias = "" if local == first else f" as {local}"
+        header.bind(local, getattr(sys.modules.get(library), first, None), f"from {library} import {first}{alias}")
+        make = f"{local}{name.removeprefix(first)}(**{arguments})"
     else:
         text = '''
             def build(model=None):
