@@ -47,8 +47,8 @@ def main(path: str = "finetune_digits.svg", pretrain: int = 5, epochs: int = 10)
     for epoch, row in enumerate(zip(*curves.values(), strict=True)):
         print(f"{epoch:>5}", *(f"{accuracy:>12.1f} %" for accuracy in row))
     axes = (figure := Figure(figsize=(6, 3.5), layout="constrained")).subplots()
-    for name, curve in curves.items():
-        axes.plot(curve, marker="o", markersize=3, label=name)
+    for width, (name, curve) in zip((6, 3, 1), curves.items(), strict=True):  # curves that coincide can all be seen
+        axes.plot(curve, linewidth=width, label=name)
     axes.set(xlabel="epoch of fine-tuning", ylabel="accuracy, %")
     axes.legend()
     figure.savefig(path)

@@ -64,10 +64,12 @@ class Reader:
         self.stand_ins = stand_ins or {}
         self.names: dict[str, object] = {}
         self.printed = ""
+        self.replaced: set[str] = set()
 
     def do(self, fence: Fence) -> None:
         body = fence.body
         for text, other in self.stand_ins.items():
+            self.replaced |= {text} if text in body else set()
             body = body.replace(text, other)
         getattr(self, fence.kind)(Fence(fence.kind, body))
 
