@@ -622,7 +622,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     "cut checkpoint": ([*T, "--checkpoint", "cut.pth"], "cut short"),
     "payload": ([*T, "--checkpoint", "payload.pth"], "would run posix.mkdir"),
     "bare pickle": ([*T, "--checkpoint", "payload.pkl"], "bare Python pickle"),
-    "folder": ([*T, "--checkpoint", "out"], "this is a folder"),
+    "folder": ([*T, "--checkpoint", "out"], "this is a folder that se_inject wrote"),
     "classes": ([*T, "--checkpoint", "good.pth", "--model-arg", "classes=9"], "head.weight (file float32[5, 32]"),
     "allow missing": ([*C, "--allow-missing", "head.*"], "--checkpoint"),
     "allow missing nothing": (

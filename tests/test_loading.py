@@ -432,11 +432,13 @@ def test_what_the_report_says(load_net: Loader) -> None:
         "weights": "checkpoint",
         "file": "net.pt",
         "sha256": hashlib.sha256(load_net.path.read_bytes()).hexdigest(),
+        "shards": {},
         "bytes": load_net.path.stat().st_size,
         "kind": "torch-zip",
         "unwrapped": ["state_dict"],
         "ema": False,
         "stripped": {"module": 7},
+        "remapped": "",
         "ignored": [],
         "missing": [],
         "dtypes": {"float32": 6},
@@ -509,14 +511,6 @@ def test_real_wrappers(load_net: Loader) -> None:
         loaded = load_net({"model_ema": wrapper.state_dict()})
         assert equal(loaded.model, net_state())
         assert (loaded.source["ema"], loaded.source["ignored"]) == (True, ignored)
-
-
-def test_averaged_or_raw(load_net: Loader) -> None:
-    other = {key: value + 1 for key, value in net_state().items()}
-    both = {"state_dict": net_state(), "state_dict_ema": other}
-    assert "choose with --ema or --no-ema" in load_net.refusal(both)
-    assert equal(load_net(both, ema=True).model, other)
-    assert equal(load_net(both, ema=False).model, net_state())
 
 
 def test_what_does_not_fit(load_net: Loader) -> None:
@@ -652,30 +646,6 @@ def test_build_empty_gives_the_real_error(nets: str) -> None:
 
 
 # Real models
-
-
-def test_one_resnet_in_every_form(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = timm.create_model("resnet18", num_classes=3).eval()
-    state, x = model.state_dict(), torch.randn(2, 3, 64, 64)
-    forms: dict[str, Any] = {
-        "plain": state,
-        "timm": {"arch": "resnet18", "state_dict": state, "epoch": 3, "metric": 0.5},
-        "torchvision": {"model": state, "optimizer": torch.optim.SGD(model.parameters(), 0.1).state_dict()},
-        "lightning": {"state_dict": {f"model.{k}": v for k, v in state.items()}, "global_step": 5},
-        "parallel": nn.DataParallel(model).state_dict(),
-        "averaged": {"state_dict_ema": torch.optim.swa_utils.AveragedModel(model).state_dict()},
-    }
-    for name, value in forms.items():
-        torch.save(value, tmp_path / f"{name}.pt")
-        torch.save(value, tmp_path / f"{name}.old", _use_new_zipfile_serialization=False)
-    save_file(state, tmp_path / "plain.safetensors")
-    files = sorted(tmp_path.iterdir())
-    assert len(files) == 13
-    expected = model(x)
-    for file in files:
-        loaded = load_model("timm:resnet18", model_args={"num_classes": 3}, checkpoint=file)
-        assert torch.equal(loaded.model(x), expected), file.name
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "levit_128s"])

@@ -51,7 +51,11 @@ model_options = options(
     click.argument("model"),
     of_model("--model-arg", "model_arg", multiple=True, metavar="KEY=VALUE", help="Constructor option; repeatable."),
     of_model("--pretrained", is_flag=True, help="Weights that the library downloads."),
-    of_model("--checkpoint", type=click.Path(path_type=Path), help="Weights from a torch or safetensors file."),
+    of_model(
+        "--checkpoint",
+        type=click.Path(path_type=Path),
+        help="Weights: a torch or safetensors file, an index of shards, or a folder.",
+    ),
     of_model("--random-init", is_flag=True, help="Random weights, on purpose."),
     of_model("--allow-missing", multiple=True, metavar="GLOB", help="Keys the checkpoint may lack; repeatable."),
     of_model("--ema/--no-ema", default=None, help="Averaged or raw weights, where a checkpoint has both."),

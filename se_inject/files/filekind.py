@@ -1,6 +1,7 @@
-"""What a weights file is: decided by its first bytes, never by its name.
+"""What a weights file is: decided by its first bytes, never by its name; a folder, by what lies in it.
 
-One table of kinds and one of marks. A kind with a remedy cannot be read; its remedy says what to do instead.
+One table of kinds, and a table of marks for files, zip archives and folders. A kind with a remedy cannot be read; its
+remedy says what to do instead.
 """
 
 from __future__ import annotations
@@ -25,12 +26,16 @@ class FileKind:
     remedy: str = ""  # empty: this kind can be read
 
 
+# The names under which a folder keeps its weights, as Hugging Face libraries and timm write it; the first one decides.
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+
 KINDS = {
     kind.name: kind
     for kind in (
         FileKind("torch-zip", "a torch.save file"),
         FileKind("torch-legacy", "a torch.save file of the old format"),
         FileKind("safetensors", "a safetensors file"),
+        FileKind("shards", "an index of safetensors shards"),
         FileKind("torchscript", "a TorchScript archive", "save its weights with torch.save(m.state_dict(), FILE)"),
         FileKind("pt2", "an exported program (.pt2)", "give the checkpoint of the model that it was exported from"),
         FileKind("package", "a torch.package archive", "save its weights with torch.save(m.state_dict(), FILE)"),
@@ -45,14 +50,22 @@ KINDS = {
         FileKind("gguf", "a GGUF file", "convert it to a PyTorch state dict"),
         FileKind("lfs", "a Git LFS pointer and not the weights", "fetch the weights with git lfs pull"),
         FileKind("html", "a web page and not the weights", "download the file itself: the link led to a page"),
-        FileKind("json", "a JSON file", "give the weights file: an index of shards is not read"),
+        FileKind("json", "a JSON file without a weight_map", "give the weights file, or the index of its shards"),
         FileKind("empty", "an empty file", "download it again"),
         FileKind(
             "distributed",
             "a distributed checkpoint (a folder with .metadata)",
-            "convert it with python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE",
+            "convert it offline, if you trust it (.metadata is a pickle), with "
+            "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(FOLDER, FILE)",
         ),
-        FileKind("folder", "a folder", "give the weights file inside"),
+        FileKind(
+            "hub-cache", "a model's folder in the Hugging Face cache", "give the folder of a revision in snapshots/"
+        ),
+        FileKind("output", "a folder that se_inject wrote", "take the blocks out of it with se-inject remove"),
+        FileKind("tensorflow", "a TensorFlow SavedModel folder", "convert it to a PyTorch state dict"),
+        FileKind(
+            "folder", "a folder without weights", f"give the weights file, or a folder with {' or '.join(WEIGHTS)}"
+        ),
         FileKind("unknown", "a file of no known kind", "give a torch.save or safetensors file"),
     )
 }
@@ -88,6 +101,15 @@ ZIP_MARKS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("torch-zip", re.compile(r"data\.pkl")),
 )
 
+# Folders, by a file or folder in them.
+FOLDER_MARKS = (
+    (".metadata", "distributed"),
+    ("snapshots", "hub-cache"),
+    ("plan.json", "output"),
+    ("saved_model.pb", "tensorflow"),
+)
+INDEX_LIMIT = 10 << 20  # bytes of an index of shards: of 100,000 tensors
+
 
 def file_kind(path: str | os.PathLike[str]) -> FileKind:
     """The kind of the file or folder at ``path``.
@@ -98,7 +120,7 @@ def file_kind(path: str | os.PathLike[str]) -> FileKind:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            return KINDS["distributed" if (path / ".metadata").is_file() else "folder"]
+            return KINDS[next((kind for mark, kind in FOLDER_MARKS if (path / mark).exists()), "folder")]
         if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
             raise LoadError(f"{path}: neither a file nor a folder.")
         with path.open("rb") as file:
@@ -108,7 +130,14 @@ def file_kind(path: str | os.PathLike[str]) -> FileKind:
     except (OSError, ValueError) as error:
         raise LoadError(f"{path}: cannot be opened: {getattr(error, 'strerror', None) or error}.") from error
     name = next((name for name, mark in MARKS if mark.match(head)), "unknown")
-    return KINDS[_zip_kind(path) if name == "zip" else name]
+    return KINDS[CLOSER[name](path) if name in CLOSER else name]
+
+
+def locate(path: str | os.PathLike[str]) -> Path:
+    """The weights file of a folder, by the names in ``WEIGHTS``; any other path is returned as it is."""
+    path = Path(path)
+    names = WEIGHTS if file_kind(path).name == "folder" else ()
+    return next((path / name for name in names if (path / name).is_file()), path)
 
 
 def readable(path: str | os.PathLike[str]) -> FileKind:
@@ -119,11 +148,10 @@ def readable(path: str | os.PathLike[str]) -> FileKind:
     """
     kind = file_kind(path)
     if kind.remedy:
-        raise LoadError(f"{path}: this is {kind.title}; {kind.remedy}.")
+        held = _candidate(path) if kind.name == "folder" else ""
+        raise LoadError(f"{path}: this is {kind.title}; {kind.remedy}.{held}")
     if Path(path).suffix == ".safetensors" and kind.name != "safetensors":
-        raise LoadError(
-            f"{path}: named .safetensors, but this is {kind.title}, which holds a pickle; rename it if you expect that."
-        )
+        raise LoadError(f"{path}: named .safetensors, but this is {kind.title}; rename it if you expect that.")
     return kind
 
 
@@ -139,6 +167,26 @@ def _zip_kind(path: Path) -> str:
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, EOFError) as error:
         raise LoadError(f"{path}: a zip archive that is cut short or damaged; download it again.") from error
     return next((kind for kind, mark in ZIP_MARKS if any(map(mark.fullmatch, members))), "zip")
+
+
+def _json_kind(path: Path) -> str:
+    """An index of shards maps the name of each tensor to a file, under ``weight_map``."""
+    with path.open("rb") as file:
+        data = file.read(INDEX_LIMIT + 1)
+    if len(data) > INDEX_LIMIT:
+        raise LoadError(f"{path}: a JSON file of more than {INDEX_LIMIT:,} bytes, which no index of shards needs.")
+    return "shards" if b'"weight_map"' in data else "json"
+
+
+CLOSER = {"zip": _zip_kind, "json": _json_kind}  # kinds whose mark is not all of it
+
+
+def _candidate(folder: str | os.PathLike[str]) -> str:
+    """A file in the folder that may be meant, by its name."""
+    names = sorted(
+        name for name in os.listdir(folder) if name.endswith((".safetensors", ".pth", ".pt", ".ckpt", ".bin"))
+    )
+    return f" It holds {names[0]!a}." if names else ""
 
 
 def _nearby(path: Path) -> str:

@@ -18,6 +18,10 @@ WRAPPERS: dict[str, bool] = {
     "model_state_dict": False,
     "state_dict_ema": True,
     "model_ema": True,
+    "module": False,  # DeepSpeed
+    "params": False,  # BasicSR
+    "params_ema": True,
+    "current_model_state": False,  # Lightning's WeightAveraging, which keeps the average under "state_dict"
 }
 NESTING = 4  # wrappers inside wrappers
 
@@ -57,12 +61,12 @@ def unwrap(
             content = content.state_dict()
         if not isinstance(content, Mapping):
             raise LoadError(f"{path}: holds a {type(content).__name__}, not a state dict.")
-        found = [key for key in WRAPPERS if _has_weights(content.get(key), NESTING)]
+        found = {key: _is_average(key, content) for key in WRAPPERS if _has_weights(content.get(key), NESTING)}
         if not found:
             break
         key = _choose(path, found, ema)
         unwrapped.append(key)
-        averaged = averaged or WRAPPERS[key]
+        averaged = averaged or found[key]
         content = content[key]
     if not any(isinstance(value, torch.Tensor) for value in content.values()):
         keys = ", ".join(ascii(key) for key in list(content)[:10])
@@ -75,6 +79,10 @@ def unwrap(
     return content, tuple(unwrapped), averaged
 
 
+def _is_average(key: str, content: Mapping[Any, Any]) -> bool:
+    return WRAPPERS[key] or (key == "state_dict" and "averaging_state" in content)
+
+
 def _has_weights(value: Any, depth: int) -> bool:
     if isinstance(value, torch.nn.Module):
         return True
@@ -84,17 +92,19 @@ def _has_weights(value: Any, depth: int) -> bool:
     return any(isinstance(v, torch.Tensor) for v in value.values()) or any(_has_weights(v, depth - 1) for v in inner)
 
 
-def _choose(path: str | os.PathLike[str], found: list[str], ema: bool | None) -> str:
-    if ema is None and len({WRAPPERS[key] for key in found}) == 2:
+def _choose(path: str | os.PathLike[str], found: dict[str, bool], ema: bool | None) -> str:
+    """The key of the weights that are meant, of those ``found``, each with whether it is an average."""
+    if ema is None and len(set(found.values())) == 2:
         names = " and ".join(map(repr, found))
         raise LoadError(f"{path}: holds averaged and raw weights, under {names}; choose with --ema or --no-ema.")
-    fitting = [key for key in found if ema is None or WRAPPERS[key] == ema]
+    fitting = [key for key, average in found.items() if ema is None or average == ema]
     if not fitting and ema is False:
-        raise LoadError(f"{path}: --no-ema was asked, but the file holds averaged weights only, under {found[0]!r}.")
+        names = " and ".join(map(repr, found))
+        raise LoadError(f"{path}: --no-ema was asked, but the file holds averaged weights only, under {names}.")
     if len(fitting) > 1:
         names = " and ".join(map(repr, fitting))
         raise LoadError(f"{path}: holds weights under {names}; save the ones you mean in a file of their own.")
-    return (fitting or found)[0]
+    return next(iter(fitting or found))
 
 
 def match_keys(

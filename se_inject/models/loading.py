@@ -10,7 +10,6 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -19,6 +18,7 @@ from se_inject.errors import LoadError
 from se_inject.files.checkpoint import blocked_globals, read_state_dict
 from se_inject.files.wrappers import match_keys
 from se_inject.models.assign import assign, build_empty, lacks_values
+from se_inject.models.remap import remap
 from se_inject.models.zoos import build_model, input_kind, input_size, parse_model_args, weights_name
 
 __all__ = ["Loaded", "blocked_globals", "build_model", "load_model", "parse_model_args", "read_state_dict"]
@@ -51,12 +51,13 @@ def load_model(
 ) -> Loaded:
     """The model that ``spec`` names, with the weights that were asked for, in eval mode.
 
-    Exactly one of ``pretrained``, ``checkpoint`` (a torch.save or safetensors file) and ``random_init``; with
-    ``weights_needed=False`` none is fine, and the model then holds no data where it can be built so.
+    Exactly one of ``pretrained``, ``checkpoint`` and ``random_init``; with ``weights_needed=False`` none is fine, and
+    the model then holds no data where it can be built so.
 
     Args:
         spec: ``timm:NAME``, ``torchvision:NAME`` or, with ``allow_factory``, ``pkg.module:factory``.
         model_args: constructor arguments, such as ``{"num_classes": 10}``.
+        checkpoint: a torch.save or safetensors file, an index of shards, or a folder with one of these.
         allow_missing: globs of keys that the checkpoint may lack; the constructor's values stay there.
         allow_factory: permit ``pkg.module:factory``, which imports and runs code.
         allow_pickle: run what the checkpoint names beyond weights; show ``blocked_globals(checkpoint)`` before.
@@ -78,7 +79,7 @@ def load_model(
 
     source: dict[str, Any]
     if checkpoint is not None:
-        model, source = _with_checkpoint(build, checkpoint, allow_missing, allow_pickle, ema)
+        model, source = _with_checkpoint(spec, build, checkpoint, allow_missing, allow_pickle, ema)
     elif pretrained:
         model = build()
         source = {"weights": "pretrained", "name": weights_name(spec, model) or "as the factory returned them"}
@@ -97,6 +98,7 @@ def _one_of(given: list[str], options: list[str], needed: bool) -> None:
 
 
 def _with_checkpoint(
+    spec: str,
     build: Callable[[], nn.Module],
     path: str | os.PathLike[str],
     allow_missing: Sequence[str],
@@ -106,19 +108,22 @@ def _with_checkpoint(
     content = read_state_dict(path, allow_pickle=allow_pickle, ema=ema)
     model = build_empty(build)
     keys = match_keys(content.tensors, content.versions, model.state_dict().keys(), what=str(path))
+    keys, remapped = remap(spec, model, keys)
     if lacks_values(model, keys.tensors):
         model = build()
     fit = assign(model, keys, allow_missing, what=str(path))
     relaid = _contiguous(model)
     return model, {
         "weights": "checkpoint",
-        "file": Path(path).name,
-        "sha256": _sha256(path),
-        "bytes": os.path.getsize(path),
+        "file": content.file.name,
+        "sha256": _sha256(content.file),
+        "shards": {shard.name: _sha256(shard) for shard in content.shards},
+        "bytes": sum(map(os.path.getsize, content.shards or [content.file])),
         "kind": content.kind,
         "unwrapped": list(content.unwrapped),
         "ema": content.ema,
         "stripped": keys.stripped,
+        "remapped": remapped,
         "ignored": [*content.ignored, *keys.dropped],
         "missing": list(fit.missing),
         "dtypes": fit.dtypes,
