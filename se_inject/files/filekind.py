@@ -108,7 +108,7 @@ FOLDER_MARKS = (
     ("plan.json", "output"),
     ("saved_model.pb", "tensorflow"),
 )
-INDEX_LIMIT = 10 << 20  # bytes of an index of shards: of 100,000 tensors
+INDEX_LIMIT = 8 << 20  # bytes of an index of shards: of 80,000 tensors
 
 
 def file_kind(path: str | os.PathLike[str]) -> FileKind:

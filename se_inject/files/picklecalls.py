@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+DIMENSIONS = 64  # of a tensor, as in NumPy
+HASHES = 2**61 - 1  # Python's hash of an integer is its remainder by this: larger ones can share a hash
 Symbol = Any  # a plain value, a tuple or list of symbols, or one of the three classes below
 
 
@@ -39,7 +41,7 @@ def _view(args: tuple[Symbol, ...], itemsize: int | None = None) -> str:
     """``_rebuild_tensor(storage, offset, size, stride, ...)``: a view past its storage would grow it."""
     match args:
         case (Storage() as storage, int(offset), tuple(size), tuple(stride), *_) if len(size) == len(stride):
-            if not all(isinstance(n, int) and n >= 0 for n in (offset, *size, *stride)):
+            if len(size) > DIMENSIONS or not all(isinstance(n, int) and n >= 0 for n in (offset, *size, *stride)):
                 return "a tensor has a negative or odd shape"
             last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1
             if 0 not in size and last * (itemsize or storage.itemsize) > storage.elements * storage.itemsize:
@@ -63,7 +65,7 @@ def _subclass(args: tuple[Symbol, ...]) -> str:
 
 def _flat(args: tuple[Symbol, ...]) -> str:
     items = [item for arg in args for item in (arg if isinstance(arg, list) else [arg])]
-    return "" if all(hashable(item) for item in items) else "a set holds something other than numbers and strings"
+    return "" if all(hashable(item) for item in items) else "a set holds something other than strings and usual numbers"
 
 
 def _latin1(args: tuple[Symbol, ...]) -> str:
@@ -117,5 +119,5 @@ def call_problem(function: Symbol, args: Symbol) -> str:
 
 
 def hashable(key: Symbol) -> bool:
-    """Numbers and strings. A tuple can be built whose hash takes for ever."""
-    return isinstance(key, str | int | float | bytes | None)
+    """Strings and numbers. A tuple can be built whose hash takes for ever, and integers that all have one hash."""
+    return isinstance(key, str | float | bytes | None) or (isinstance(key, int) and abs(key) < HASHES)

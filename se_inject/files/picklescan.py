@@ -20,7 +20,8 @@ import torch
 from se_inject.files.picklecalls import CALLS, OBJECTS, Made, Name, Storage, Symbol, call_problem, hashable, values
 
 MARK = object()
-OPERATIONS = 2_000_000  # of one pickle; a state dict takes about 40 for each tensor
+OPERATIONS = 1_000_000  # of one pickle, of which a second walks most; resnet152 with EMA and Adam takes 110,000
+GLOBALS = 1000  # different ones; a state dict names about 20
 
 
 @dataclass
@@ -31,26 +32,31 @@ class Scan:
     problems: list[str] = field(default_factory=list)
     records: dict[str, tuple[str, int]] = field(default_factory=dict)  # storage key -> type, bytes
 
+    def refuse(self, problem: str) -> None:
+        if problem not in self.problems:
+            self.problems.append(problem)
+
     @property
     def blocked(self) -> tuple[str, ...]:
         """The globals that no weights file needs, sorted, in printable ASCII."""
         return tuple(sorted(ascii(name)[1:-1] for name in self.globals - set(CALLS) - OBJECTS - values()))
 
 
-def scan(file: IO[bytes]) -> Scan:
+def scan(file: IO[bytes], operations: int | None = None) -> Scan:
     """Walk one pickle, up to its end, and leave ``file`` just behind it.
 
-    Raises ``ValueError`` when the bytes are not a whole pickle, or one of more than ``OPERATIONS``.
+    Raises ``ValueError`` when the bytes are not a whole pickle, or one of more ``operations`` (default ``OPERATIONS``).
     """
+    limit = OPERATIONS if operations is None else operations
     found = Scan()
     stack: list[Symbol] = []
     memo: dict[Any, Symbol] = {}
     try:
         for count, (op, arg, _) in enumerate(pickletools.genops(file)):
-            if count == OPERATIONS:
-                raise ValueError(f"more than {OPERATIONS:,} operations")
+            if count == limit:
+                raise ValueError(f"more than {limit:,} operations")
             if op.name not in WEIGHTS_ONLY_OPCODES:
-                found.problems.append(f"its pickle uses {op.name}, which torch.save does not write by default")
+                found.refuse(f"its pickle uses {op.name}, which torch.save does not write by default")
             operands, items = _operands(op, stack)
             if op.name.endswith("PUT"):
                 memo[arg] = stack[-1]
@@ -60,12 +66,11 @@ def scan(file: IO[bytes]) -> Scan:
                 memo[len(memo)] = operands[0]
                 stack.append(operands[0])
             elif op.name == "PROTO" and arg != 2:
-                found.problems.append(f"it is a pickle of protocol {arg}, where torch.save writes 2")
+                found.refuse(f"it is a pickle of protocol {arg}, where torch.save writes 2")
             else:
                 stack.extend(_results(op, arg, operands, items, found))
     except (IndexError, KeyError, OverflowError, UnicodeError) as error:
         raise ValueError(str(error)) from error
-    found.problems = list(dict.fromkeys(found.problems))
     return found
 
 
@@ -117,7 +122,7 @@ def _results(
         case "SETITEM" | "SETITEMS" | "DICT":
             keys = items[::2] or operands[1:2]
             if not all(hashable(key) for key in keys):
-                found.problems.append("a key is neither a string nor a number")
+                found.refuse("a key is neither a string nor a usual number")
             return operands[:1] or [Made()]
         case "GLOBAL" | "STACK_GLOBAL":
             module, name = arg.split(" ", 1) if op.name == "GLOBAL" else map(str, operands)
@@ -128,7 +133,7 @@ def _results(
         case "REDUCE" | "NEWOBJ":
             made = op.name == "NEWOBJ" and isinstance(operands[0], Name) and operands[0].path in OBJECTS
             if problem := "" if made and operands[1] == () else call_problem(*operands):
-                found.problems.append(problem)
+                found.refuse(problem)
         case "BUILD":
             return operands[:1]
         case "DUP":
@@ -145,6 +150,8 @@ def _name(module: str, name: str, found: Scan) -> Name:
         module, name = NAME_MAPPING[(module, name)]
     path = f"{IMPORT_MAPPING.get(module, module)}.{name}"
     found.globals.add(path)
+    if len(found.globals) > GLOBALS:
+        raise ValueError(f"more than {GLOBALS:,} globals")
     return Name(path)
 
 
@@ -155,7 +162,7 @@ def _storage(identity: Symbol, found: Scan) -> Symbol:
             record = kind, elements * _itemsize(kind)
             if record[1] >= 0 and _itemsize(kind) and found.records.setdefault(key, record) == record:
                 return Storage(elements, _itemsize(kind))
-    found.problems.append("a storage is not declared as torch.save declares it")
+    found.refuse("a storage is not declared as torch.save declares it")
     return Made()
 
 

@@ -11,14 +11,14 @@ import os
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from se_inject.errors import LoadError
 from se_inject.files.filekind import FileKind
 from se_inject.files.picklescan import Scan, scan
-from se_inject.files.zipcheck import check_zip
+from se_inject.files.zipcheck import PICKLE_LIMIT, check_zip
 
 
 def read_torch(path: str | os.PathLike[str], kind: FileKind, allow_pickle: bool) -> tuple[Any, tuple[str, ...]]:
@@ -65,25 +65,30 @@ def _scan_zip(path: str | os.PathLike[str]) -> Scan:
     return found
 
 
+LEGACY_PARTS = (100, 100, 100, None, 100_000)  # operations of each pickle at most; None: as many as any may have
+
+
 def _scan_legacy(path: str | os.PathLike[str]) -> Scan:
     """Five pickles (magic number, protocol, system, object, storage keys), then each storage: its length, its bytes."""
     with open(path, "rb") as file:
-        parts = [_scan(path, file) for _ in range(5)]
-        rest = os.fstat(file.fileno()).st_size - file.tell()
+        pickles = io.BytesIO(file.read(PICKLE_LIMIT))
+        parts = [_scan(path, pickles, operations) for operations in LEGACY_PARTS]
+        rest = os.fstat(file.fileno()).st_size - pickles.tell()
     declared = sum(8 + size for _, size in parts[3].records.values())
     if declared != rest:
         raise LoadError(f"{path}: its storages declare {declared:,} bytes and {rest:,} follow; download it again.")
     for part in parts:
         parts[3].globals |= part.globals
-        parts[3].problems += [problem for problem in part.problems if problem not in parts[3].problems]
+        for problem in part.problems:
+            parts[3].refuse(problem)
     return parts[3]
 
 
-def _scan(path: str | os.PathLike[str], file: Any) -> Scan:
+def _scan(path: str | os.PathLike[str], file: IO[bytes], operations: int | None = None) -> Scan:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # pickletools, of odd escapes in names
-            return scan(file)
+            return scan(file, operations)
     except (ValueError, RecursionError, MemoryError) as error:
         text = ascii(str(error))[1:-1][:120]
         raise LoadError(f"{path}: its pickle is cut short or damaged ({text}); download it again.") from error

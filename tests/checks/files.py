@@ -176,21 +176,21 @@ class Call:
         return self.call
 
 
-def named_call(module: str, name: str, text: str) -> bytes:
-    """A protocol 0 pickle that calls ``module.name(text)``; nothing is imported to write it."""
-    return f"c{module}\n{name}\n(V{text}\ntR.".encode()
-
-
-def write_zip(data: bytes, path: Path) -> None:
+def write_zip(data: bytes, path: Path | io.BytesIO) -> None:
     """A torch.save archive around a pickle of one's own."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, value in (("data.pkl", data), ("byteorder", b"little"), ("version", b"3\n")):
             archive.writestr(f"archive/{name}", value)
 
 
-def write_legacy(data: bytes, path: Path) -> None:
+def legacy(data: bytes) -> bytes:
+    """A torch.save file of the old format around a pickle of one's own."""
     heads = [pickle.dumps(head, 2) for head in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
-    path.write_bytes(b"".join([*heads, data, pickle.dumps([], 2)]))
+    return b"".join([*heads, data, pickle.dumps([], 2)])
 
 
-CONTAINERS: dict[str, Callable[[bytes, Path], object]] = {"zip": write_zip, "legacy": write_legacy}
+def write_legacy(data: bytes, path: Path) -> None:
+    path.write_bytes(legacy(data))
+
+
+TORCH_FILES: dict[str, Callable[[bytes, Path], object]] = {"zip": write_zip, "legacy": write_legacy}

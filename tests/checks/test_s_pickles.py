@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,52 +16,69 @@ import torch
 from torch import nn
 
 from se_inject.files.checkpoint import blocked_globals, read_state_dict
-from tests.checks.files import CONTAINERS, SAVERS, STATE, Call, named_call, refusal, same, write_zip
-
-FUNCTIONS = [
-    ("os", "system"),
-    ("posix", "system"),
-    ("nt", "system"),
-    ("subprocess", "Popen"),
-    ("subprocess", "getoutput"),
-    ("builtins", "eval"),
-    ("builtins", "exec"),
-    ("builtins", "getattr"),
-    ("__builtin__", "eval"),
-    ("runpy", "run_path"),
-    ("ctypes", "CDLL"),
-    ("importlib", "import_module"),
-    ("pickle", "loads"),
-    ("torch", "load"),
-    ("torch.hub", "load"),
-    ("torch.fx.graph_module", "reduce_graph_module"),
-    ("torch.fx._symbolic_trace", "symbolic_trace"),
-    ("torch._inductor.codecache", "compile_file"),
-    ("torch.utils._config_module", "load_config"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("argparse", "Namespace.__init__"),
-    ("copyreg", "_reconstructor"),
-]
+from tests.checks.files import SAVERS, STATE, TORCH_FILES, Call, refusal, refused, same, write_zip
+from tests.checks.payloads import CONTAINERS, LIVE, NAMED, code, pickled
 
 
-@pytest.mark.parametrize("container", CONTAINERS)
-@pytest.mark.parametrize(("module", "name"), FUNCTIONS)
-def test_named_code_is_listed_and_never_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, container: str, module: str, name: str
-) -> None:
+@pytest.mark.parametrize("path", [*LIVE, *NAMED])
+def test_s1_named_code_is_listed_and_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    path, canary = tmp_path / "x.pt", tmp_path / "canary"
-    CONTAINERS[container](named_call(module, name, f"touch {canary}"), path)
-    listed = f"{module.replace('__builtin__', 'builtins')}.{name}"
-    assert f"loading it would run {listed}. " in refusal(path)
-    assert blocked_globals(path) == (listed,)
-    assert not canary.exists()
+    canary, script = tmp_path / "canary", tmp_path / "script.py"
+    script.write_text(code(str(canary)))
+    body = pickled(path, LIVE.get(path, lambda *paths: paths)(str(canary), str(script)))
+    spelled = {"__builtin__": "builtins", "cPickle": "pickle", "commands": "subprocess"}
+    module, _, name = path.rpartition(".")
+    listed = f"{spelled.get(module, module)}.{name}"
+    for container, (write, lists) in CONTAINERS.items():
+        given = tmp_path / container
+        write(body, given)
+        said = refused(given)
+        if lists:
+            assert f"loading it would run {listed}. " in said, container
+            assert blocked_globals(given) == (listed,), container
+        assert not os.path.lexists(canary), container
+
+
+def test_s1_there_are_enough_payloads() -> None:
+    assert len({*LIVE, *NAMED}) >= 60 and len(LIVE) >= 40
+
+
+RUN = """
+import os, pickle, sys, time, warnings
+warnings.simplefilter("ignore")
+os.chdir(sys.argv[1])
+for name in sorted(os.listdir(".")):
+    if name.endswith(".pkl"):
+        try:
+            with open(name, "rb") as file:
+                pickle.load(file)
+        except Exception:
+            pass  # it may fail once the canary is there
+"""
+
+
+@pytest.mark.slow
+def test_s1_the_payloads_run_where_pickles_are_trusted(tmp_path: Path) -> None:
+    """The negative twin: every one of these makes its canary."""
+    for number, (path, arguments) in enumerate(LIVE.items()):
+        canary, script = str(tmp_path / f"canary{number}"), tmp_path / f"script{number}.py"
+        script.write_text(code(canary))
+        (tmp_path / f"{number}.pkl").write_bytes(pickled(path, arguments(canary, str(script))))
+    subprocess.run([sys.executable, "-c", RUN, str(tmp_path)], check=True, stdout=subprocess.DEVNULL)
+
+    def dead() -> list[str]:
+        return [path for number, path in enumerate(LIVE) if not os.path.lexists(tmp_path / f"canary{number}")]
+
+    end = time.monotonic() + 10
+    while dead() and time.monotonic() < end:  # some start a process and do not wait for it
+        time.sleep(0.05)
+    assert dead() == []
 
 
 @pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize("container", [*CONTAINERS, "bare"])
+@pytest.mark.parametrize("container", [*TORCH_FILES, "bare"])
 @pytest.mark.parametrize("place", ["top", "ema", "tensor"])
-def test_payloads_of_every_protocol(tmp_path: Path, protocol: int, container: str, place: str) -> None:
+def test_s1_payloads_of_every_protocol(tmp_path: Path, protocol: int, container: str, place: str) -> None:
     path, canary = tmp_path / "x.pt", tmp_path / "canary"
     call = Call(os.mkdir, str(canary))
     value = {"top": call, "ema": {"state_dict": {}, "state_dict_ema": {"a": call}}, "tensor": [STATE["a"], call]}[place]
@@ -78,7 +98,7 @@ def test_payloads_of_every_protocol(tmp_path: Path, protocol: int, container: st
     assert not canary.exists()
 
 
-def test_the_canary_sings_when_asked(tmp_path: Path) -> None:
+def test_s3_the_canary_sings_when_asked(tmp_path: Path) -> None:
     """The negative twin: these payloads do run where pickles are trusted."""
     path, canary = tmp_path / "x.pt", tmp_path / "canary"
     pickle.loads(pickle.dumps(Call(os.mkdir, str(canary))))
@@ -90,13 +110,13 @@ def test_the_canary_sings_when_asked(tmp_path: Path) -> None:
     assert file.globals == (f"{os.mkdir.__module__}.mkdir",)
 
 
-def test_names_of_globals_are_printable(tmp_path: Path) -> None:
+def test_s1_names_of_globals_are_printable(tmp_path: Path) -> None:
     write_zip(b"\x80\x02cbad\x1b[31m\nname\n.", tmp_path / "x.pt")
     assert blocked_globals(tmp_path / "x.pt") == ("bad\\x1b[31m.name",)
     assert "would run bad\\x1b[31m.name. " in refusal(tmp_path / "x.pt")
 
 
-def test_a_whole_model_needs_the_flag(tmp_path: Path) -> None:
+def test_s3_a_whole_model_needs_the_flag(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
     torch.save({"model": model}, tmp_path / "x.pt")
     assert "torch.nn.modules.linear.Linear" in refusal(tmp_path / "x.pt")
@@ -105,7 +125,7 @@ def test_a_whole_model_needs_the_flag(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["torch-zip", "torch-legacy"])
-def test_weights_only_is_passed_and_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_s2_weights_only_is_passed_and_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     calls = []
 
     def load(*args: Any, **kwargs: Any) -> Any:
@@ -120,7 +140,7 @@ def test_weights_only_is_passed_and_tried_once(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("known", [[], [argparse.Namespace]])
-def test_safe_globals_are_as_before(tmp_path: Path, known: list[Any]) -> None:
+def test_s2_safe_globals_are_as_before(tmp_path: Path, known: list[Any]) -> None:
     torch.save({"state_dict": STATE, "args": argparse.Namespace(a=1)}, tmp_path / "x.pt")
     with torch.serialization.safe_globals(known):
         before = set(torch.serialization.get_safe_globals())

@@ -119,7 +119,7 @@ INDEXES: dict[str, tuple[bytes, str]] = {
     "deep lists": (b'{"weight_map":' + b"[" * 100_000, "damaged"),
     "long number": (b'{"weight_map": ' + b"9" * 100_000 + b"}", "damaged"),
     "nan": (b'{"weight_map": NaN}', "weight_map is no mapping, or empty"),
-    "11 MB": (b'{"weight_map": {' + b" " * (11 << 20), "more than 10,485,760 bytes"),
+    "11 MB": (b'{"weight_map": {' + b" " * (11 << 20), "more than 8,388,608 bytes"),
 }
 
 
