@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from se_inject.files.filekind import FileKind, locate, readable
-from se_inject.files.safefile import read_safetensors
 from se_inject.files.indexfile import read_shards
+from se_inject.files.safefile import read_safetensors
 from se_inject.files.torchfile import SCANNERS, read_torch
 from se_inject.files.wrappers import unwrap
 

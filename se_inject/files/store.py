@@ -15,7 +15,7 @@ from se_inject.files.formats import FORMATS, Subject, format_names
 from se_inject.files.formats.whole import aligned
 from se_inject.files.layout import HTML, MARKDOWN, MODELING, PLAN, REPORT, TENSORS
 from se_inject.files.planfile import read_plan
-from se_inject.files.shards import parse_size, read_weights, shard_names
+from se_inject.files.weightfiles import parse_size, read_weights, shard_names
 from se_inject.files.wrappers import Keys
 from se_inject.files.write import Content, check_output, write
 from se_inject.injection import Injection

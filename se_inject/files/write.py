@@ -18,8 +18,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path, PurePosixPath
 
 from se_inject.errors import WriteError
-from se_inject.files.shards import INDEX, SHARD
 from se_inject.files.tensorfile import read_tensors, tensors_writer
+from se_inject.files.weightfiles import INDEX, SHARD
 from se_inject.types import Artifact
 
 __all__ = ["check_output", "read_tensors", "tensors_writer", "write"]

@@ -53,14 +53,27 @@ def insert(model):
 {build}
 
 
+def read_weights(path=None):
+    """The tensors of a safetensors file, or of the shards in an index file; by default those beside this file."""
+    names = ("model.safetensors.index.json", "model.safetensors")
+    beside = [Path(__file__).parent / name for name in names]
+    path = Path(path) if path is not None else next((p for p in beside if p.exists()), beside[-1])
+    shards = {{path}}
+    if path.suffix == ".json":
+        shards = {{path.parent / name for name in json.loads(path.read_text())["weight_map"].values()}}
+    state = {{}}
+    for shard in sorted(shards):
+        with safe_open(str(shard), framework="pt") as file:
+            state.update({{key: file.get_tensor(key) for key in file.keys()}})
+            aliases = json.loads((file.metadata() or {{}}).get("aliases", "{{}}"))
+        state.update({{key: state[name] for key, name in aliases.items()}})
+    return state
+
+
 def load(path=None, **options):
-    """The model with its weights, in eval mode; ``path``: a safetensors file, by default the one beside this file."""
-    path = Path(__file__).parent / "model.safetensors" if path is None else path
+    """The model with its weights, in eval mode; ``path``: as for ``read_weights``; ``options``: as for ``build``."""
     model = build(**options)
-    with safe_open(str(path), framework="pt") as file:
-        state = {{key: file.get_tensor(key) for key in file.keys()}}
-        aliases = json.loads((file.metadata() or {{}}).get("aliases", "{{}}"))
-    state.update({{key: state[name] for key, name in aliases.items()}})
+    state = read_weights(path)
     dtypes = {{tensor.dtype for tensor in state.values() if tensor.is_floating_point()}}
     if len(dtypes) == 1:  # a half-precision checkpoint makes a half-precision model
         model.to(dtypes.pop())

@@ -35,7 +35,7 @@ class Header:
     def __init__(self) -> None:
         self.lines = {"import json", "from pathlib import Path", "from safetensors import safe_open"}
         self.bound: dict[str, Any] = {"json": json, "Path": Path, "safe_open": safe_open}
-        self.bound |= dict.fromkeys(("BLOCKS", "CLASSES", "BEHIND", "insert", "build", "load"), self)
+        self.bound |= dict.fromkeys(("BLOCKS", "CLASSES", "BEHIND", "insert", "build", "read_weights", "load"), self)
 
     def bind(self, name: str, value: Any, line: str = "") -> None:
         """Raises ``NoSource`` when the name is bound to something else."""

@@ -10,7 +10,7 @@ from se_inject.blocks.custom import import_block
 from se_inject.errors import RulesError
 from se_inject.files import store
 from se_inject.files.formats import format_names
-from se_inject.files.shards import parse_size
+from se_inject.files.weightfiles import parse_size
 from se_inject.files.write import check_output
 from se_inject.guard import unwrap
 from se_inject.injection import realise

@@ -13,8 +13,8 @@ from se_inject.checks import verify as checking
 from se_inject.checks.measure import measure
 from se_inject.files import store
 from se_inject.files.formats import FORMATS, Subject
-from se_inject.files.shards import shard_names
 from se_inject.files.store import formats_in
+from se_inject.files.weightfiles import shard_names
 from se_inject.search.inputs import Inputs, dtype_of, from_shape
 from se_inject.types import Check, Plan, Report, SiteCost
 from se_inject.workflow.folder import open_folder, trusting

@@ -18,6 +18,7 @@ import se_inject
 from se_inject.types import Plan
 from tests.helpers import randomise
 
+
 # One for each way in which a block comes to run: torchvision's bottleneck and the 1x1 chains of RegNetX and ConvNeXt get
 # a rewritten forward, timm's ResNet and EfficientNet have a slot. The stages are cut short: compiling costs by the block.
 def resnet50(**options: Any) -> nn.Module:

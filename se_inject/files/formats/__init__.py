@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from se_inject.errors import WriteError, closest
 from se_inject.files.formats import adapter, onnxfile, program, timmfolder, whole
 from se_inject.files.formats.subject import Content, Format, Subject
-from se_inject.files.shards import INDEX, WHOLE
+from se_inject.files.weightfiles import INDEX, WHOLE
 
 FORMATS = {
     "safetensors": Format("all weights, in one file or in shards", (WHOLE, INDEX), whole.write, whole.check),

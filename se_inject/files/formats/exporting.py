@@ -87,7 +87,7 @@ def _levels(example: Inputs) -> Iterator[tuple[int, ...]]:
     found = tensors(example)
     if len(found) == 1 and found[0].ndim > 2:
         yield (0, *range(2, found[0].ndim))
-    if found and len({t.shape[0] for t in found if t.ndim}) == 1:
+    if found and len({t.shape[0] for t in found if t.ndim}) == 1 and example.kind != "list":
         yield (0,)
     yield ()
 
@@ -123,7 +123,7 @@ def cases(model: nn.Module, example: Inputs, free: Sequence[int], seed: int) -> 
 
 def _of_batch(example: Inputs, batch: int, seed: int) -> Inputs:
     def resize(t: torch.Tensor) -> torch.Tensor:
-        if example.shape is not None:
+        if example.shape is not None and example.kind == "batch":
             return noise((batch, *t.shape[1:]), t.dtype, seed + batch).to(t.device)
         return t[torch.arange(batch) % t.shape[0]] if t.ndim else t
 

@@ -21,8 +21,8 @@ from se_inject.checks import baseline
 from se_inject.checks.verify import against_outputs, same
 from se_inject.errors import WriteError
 from se_inject.files.formats.subject import Content, Subject
-from se_inject.files.shards import WHOLE
 from se_inject.files.tensorfile import tensors_writer
+from se_inject.files.weightfiles import WHOLE
 from se_inject.search.skeleton import share, skeleton
 from se_inject.surgery.splice import forked_rng
 from se_inject.types import Check, Decision, Plan
@@ -51,12 +51,19 @@ def _squeeze_ratio(decision: Decision) -> dict[str, Any]:
     return {"se_ratio": decision.kwargs["rd_channels"] / decision.site.block_channels}
 
 
+def _attention_layer(decision: Decision) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"attn_layer": decision.block}
+    if "rd_channels" in decision.kwargs:
+        arguments["attn_kwargs"] = {"rd_ratio": decision.kwargs["rd_channels"] / decision.kwargs["channels"]}
+    return arguments
+
+
 # class of a timm model -> the arguments that fill its places. Whether they do is found by building it.
 SLOTS: dict[str, Callable[[Decision], dict[str, Any]]] = {
     "ResNet": lambda decision: {"block_args": {"attn_layer": decision.block}},
     "RegNet": _squeeze_ratio,
     "VovNet": lambda decision: {"attn": decision.block},
-    "ByobNet": lambda decision: {"attn_layer": decision.block},
+    "ByobNet": _attention_layer,
 }
 
 
@@ -141,7 +148,8 @@ def _arguments(subject: Subject) -> dict[str, Any]:
             raise _refusal(f"{decision.key} has {odd[0]}={rest.get(odd[0])!r}, timm's {first.block} another")
     if any(t.is_floating_point() and t.dtype != torch.float32 for t in subject.whole.state_dict().values()):
         raise _refusal("timm builds float32 models, and this one is not")
-    return SLOTS[kind](first)
+    widest = max(subject.plan.insertions, key=lambda decision: decision.site.channels)  # where rounding moves least
+    return SLOTS[kind](widest)
 
 
 def _build(name: str, arguments: dict[str, Any]) -> nn.Module:

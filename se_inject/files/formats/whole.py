@@ -11,8 +11,8 @@ from torch import nn
 from se_inject.checks import baseline
 from se_inject.checks.verify import same
 from se_inject.files.formats.subject import Content, Subject
-from se_inject.files.shards import read_weights, shard_names, weights_files
 from se_inject.files.tensorfile import ALIGNMENT
+from se_inject.files.weightfiles import read_weights, shard_names, weights_files
 from se_inject.search.skeleton import share, skeleton, to_meta
 from se_inject.types import Check
 
