@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from se_inject.errors import SEInjectError
 
@@ -14,6 +14,13 @@ WRAPPERS = {
     "torch.nn.parallel.data_parallel.DataParallel": "module",
     "torch.optim.swa_utils.AveragedModel": "module",
 }
+
+# Where a tensor subclass comes from -> what a parameter of that class means.
+TENSORS = {
+    "torchao": "a quantized {} ({}): inject into the float model, then quantize",
+    "torch.distributed": "a sharded {} ({}): inject first, then shard",
+}
+QUANTIZED_OPS = {"quantized", "quantized_decomposed", "torchao"}
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -45,6 +52,14 @@ def _refusal(module: nn.Module) -> str:
         return "an FSDP module: inject first, then shard"
     if ".quantized" in name and "ao.nn" in name and "FloatFunctional" not in type(module).__name__:
         return f"a quantized {type(module).__name__}: inject into the float model, then quantize"
+    if isinstance(module, fx.GraphModule) and any(
+        getattr(node.target, "namespace", "") in QUANTIZED_OPS for node in module.graph.nodes
+    ):
+        return "a quantized graph: inject into the float model, then quantize"
+    for tensor in module._parameters.values():
+        for library, reason in TENSORS.items():
+            if type(tensor).__module__.startswith(library):
+                return reason.format(type(module).__name__, type(tensor).__name__)
     if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         return f"an uninitialised {type(module).__name__}: run one forward first, so that its shapes are known"
     return ""
