@@ -19,6 +19,7 @@ _INDEX = {
     "remove": "api",
     "cost": "api",
     "gate_statistics": "api",
+    "to_graph": "api",
     "save": "api",
     "load": "api",
     "save_adapter": "api",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from se_inject.api import remove as remove
     from se_inject.api import save as save
     from se_inject.api import save_adapter as save_adapter
+    from se_inject.api import to_graph as to_graph
     from se_inject.blocks import register_block as register_block
     from se_inject.errors import LoadError as LoadError
     from se_inject.errors import PlanMismatchError as PlanMismatchError

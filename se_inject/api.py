@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from se_inject.checks import gates
 from se_inject.checks.measure import measure
@@ -19,6 +19,7 @@ from se_inject.injection import Injection, realise
 from se_inject.planning import make_plan
 from se_inject.search.inputs import resolve
 from se_inject.surgery import splice
+from se_inject.surgery.whole import whole
 from se_inject.types import Cost, GateStats, Plan, Report
 
 
@@ -95,6 +96,22 @@ def gate_statistics(model: nn.Module, batch: Any) -> tuple[GateStats, ...]:
     """
     model = unwrap(model)
     return gates.statistics(model, resolve(model, batch))
+
+
+def to_graph(model: nn.Module, example_inputs: Any = None) -> fx.GraphModule:
+    """The model, rewritten or not, as one ``fx.GraphModule`` with the same outputs on the example, to the bit.
+
+    For tools that take a graph; nothing else here needs one. Made by ``torch.fx`` where that can follow the model:
+    layers of torch.nn are modules under their keys, and sizes stay open. Elsewhere by ``torch.export``: functions on
+    the same keys, with the sizes of the example. Either way what one run does is all that is left: the mode that the
+    model is in, the flags and branches that were taken. Class, methods, hooks and autocast contexts are gone, and
+    ``remove`` does not work on it. Weights are shared with ``model``, which stays as it is. ``example_inputs``: as for
+    ``plan``. Raises ``TraceError`` with the reasons when the model is not one graph (detectors).
+
+    >>> to_graph(result.model, (3, 224, 224)).graph.print_tabular()
+    """
+    model = unwrap(model)
+    return whole(model, resolve(model, example_inputs))
 
 
 def read_plan(path: str | Path) -> Plan:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import random
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,7 @@ PER_PROCESS = 60  # generated classes and source stay in a process: a fresh one 
 def run(tasks: list[tuple[str, str]], rows: dict[tuple[str, str], Row], file: Path, jobs: int) -> None:
     """Examine what ``rows`` does not hold yet, and append it to the file."""
     left = [task for task in tasks if task not in rows]
+    random.Random(0).shuffle(left)  # large and small mixed, so that the time left is told right
     context = multiprocessing.get_context("spawn")
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with (

@@ -18,10 +18,14 @@ import torch
 from torch import fx, nn
 
 from benchmarks.zoo.architectures import family, load
+from se_inject.checks.verify import planned_keys
 from se_inject.errors import RulesError, TraceError
 from se_inject.injection import realise
 from se_inject.planning import Planned, decided, survey
 from se_inject.search.placements import PLACEMENTS
+from se_inject.search.trace import trace, uncollected
+from se_inject.surgery.spec import differences
+from se_inject.surgery.splice import apply, make_block
 from tests.helpers import randomise
 
 # What is asked for by name where `auto` takes nothing.
@@ -45,7 +49,7 @@ class Row:
     checks: dict[str, bool | None] = field(default_factory=dict)
     details: dict[str, str] = field(default_factory=dict)  # of the checks that did not pass
     fx: str | None = None  # why torch.fx.symbolic_trace alone fails; empty: it does not; None: not tried
-    seconds: float = 0.0
+    seconds: float = 0.0  # of one processor
     failure: str = ""  # an error: a fault of ours
 
     @property
@@ -56,15 +60,14 @@ class Row:
 def examine(task: tuple[str, str]) -> Row:
     """One of ``KINDS``, of one architecture; an error is its result too, because it must not end the sweep."""
     kind, name = task
-    row, start = Row(name, family(name), kind), time.perf_counter()
+    row, start = Row(name, family(name), kind), time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             KINDS[kind](row)
         except Exception as error:
             row.failure = f"{type(error).__name__}: {first_line(error)}"
-    row.seconds = round(time.perf_counter() - start, 2)
-    gc.collect()
+    row.seconds = round(time.process_time() - start, 2)
     return row
 
 
@@ -85,8 +88,21 @@ def _structure(row: Row) -> None:
     except TraceError:  # its forward reads values, which meta tensors have not
         loaded, inputs = load(row.name, weights=True)
         surveyed = survey(loaded.model, inputs, PLACEMENTS, 0)
-    _splice(row, loaded.model, surveyed)
-    row.fx = _symbolic_trace(surveyed[0].root)  # the skeleton, which nobody needs any more
+    model, (recorded, found, _) = loaded.model, surveyed
+    planned = _plan(row, model, surveyed)
+    if planned is not None:
+        plan, keys = planned.plan, set(model.state_dict())
+        new = sum(p.numel() for d in plan.insertions for p in make_block(d, 0, None).parameters())
+        result = apply(model, plan, inplace=True)
+        with uncollected():
+            wrong = differences(recorded, found, plan.insertions, trace(result, inputs))
+        row.checks = {
+            "structure": not wrong,
+            "keys": set(result.state_dict()) == keys | planned_keys(plan),
+            "parameters": sum(p.numel() for p in result.parameters()) == row.parameters + new,
+        }
+        row.failure = "; ".join(f"{name}: {wrong[:3]}" for name, passed in row.checks.items() if not passed)
+    row.fx = _symbolic_trace(recorded.root)  # the skeleton, which nobody needs any more
 
 
 def _numeric(row: Row) -> None:
@@ -94,31 +110,26 @@ def _numeric(row: Row) -> None:
     torch.manual_seed(0)
     loaded, inputs = load(row.name, weights=True)
     model = randomise(loaded.model.eval())
-    _splice(row, model, survey(model, inputs, PLACEMENTS, 0))
+    planned = _plan(row, model, survey(model, inputs, PLACEMENTS, 0))
+    if planned is not None:
+        checks = realise(model, planned, inplace=True).report.checks
+        row.checks = {check.name: check.passed for check in checks}
+        row.details = {check.name: check.detail for check in checks if not check.passed}
+    gc.collect()  # weights that only cycles hold
 
 
-def _splice(row: Row, model: nn.Module, surveyed: Any) -> None:
+def _plan(row: Row, model: nn.Module, surveyed: Any) -> Planned | None:
     _, found, _ = surveyed
     row.parameters, row.modules = sum(p.numel() for p in model.parameters()), sum(1 for _ in model.modules())
     row.sites = dict(Counter(site.placement for site in found.sites if not site.obstacle))
     row.obstacles = dict(Counter(_plain(site.obstacle) for site in found.sites if site.obstacle))
-    planned = _plan(row, model, surveyed)
-    if planned is None:
-        return
-    row.blocks = len(planned.plan.insertions)
-    result = realise(model, planned, inplace=True)
-    row.checks = {check.name: check.passed for check in result.report.checks}
-    row.details = {check.name: check.detail for check in result.report.checks if not check.passed}
-
-
-def _plan(row: Row, model: nn.Module, surveyed: Any) -> Planned | None:
     for rules in ("auto", *(p for p in OTHERS if row.sites.get(p))):
         try:
             planned = decided(model, surveyed, rules, name=row.name)
         except RulesError as error:
-            row.reason = row.reason or first_line(error)
+            row.reason = row.reason or re.sub(r"the rules select none of .*?\): ", "", first_line(error))
             continue
-        row.rules = rules
+        row.rules, row.blocks = rules, len(planned.plan.insertions)
         return planned
     return None
 
@@ -132,11 +143,11 @@ def _symbolic_trace(model: nn.Module) -> str:
 
 
 def begin() -> None:
-    """Of a process for many architectures: what was imported lives on, and is never looked through for garbage."""
+    """Of a process for many architectures: what was imported is never looked through for garbage."""
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
-    gc.disable()
+    gc.set_threshold(100_000, 20, 20)
 
 
 KINDS: dict[str, Callable[[Row], None]] = {"structure": _structure, "numeric": _numeric}

@@ -12,10 +12,11 @@ HEADER = """# Coverage of the zoos
 
 Made by `make zoo`. *Structure*, of every architecture, without weights: the sites of every placement are counted;
 `auto` decides, or, where it takes nothing, the first of {others} that does; the blocks are
-spliced in, and the rewritten modules, traced again, must be the planned graphs, with exactly the planned parameters and
-MACs. *Numeric*, of the smallest member of every family and of all torchvision, with random weights, norms and layer
-scales randomised: outputs bit-equal in eval mode and in train mode from the same random state, every block reached by a
-forward and a gradient, every key kept. *fx alone*: `torch.fx.symbolic_trace` takes the whole model.
+spliced in, and the rewritten modules, traced again, must be the planned graphs, with all keys and exactly the planned
+ones more. *Numeric*, of the smallest member of every family and of all torchvision, with random weights, norms and
+layer scales randomised: outputs bit-equal in eval mode and in train mode from the same random state, every block
+reached by a forward and a gradient, every key kept. *fx alone*: `torch.fx.symbolic_trace` takes the whole model.
+Seconds are of one processor.
 """
 
 

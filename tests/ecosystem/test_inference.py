@@ -42,7 +42,9 @@ def test_fuse_modules(case: Case) -> None:
     fused = fuse_modules(case.model, pairs(case.model))
     assert not any(type(m) is nn.BatchNorm2d for m in fused.modules())
     assert close(out(fused, case.x), case.y, 1e-4)
-    assert [type(fused.get_submodule(p)) for p in case.owners] == [type(case.model.get_submodule(p)) for p in case.owners]
+    assert [type(fused.get_submodule(p)) for p in case.owners] == [
+        type(case.model.get_submodule(p)) for p in case.owners
+    ]
 
 
 NORM_AND_ACT = Fails(AssertionError, "torch's converter drops the activation in timm's BatchNormAct2d; use timm's")
