@@ -3,8 +3,8 @@
     python benchmarks/leave_se_out.py [GLOB] [-o docs/leave-se-out.md]
 
 Runs on meta tensors, needs no weights. A gate counts as found when a site of `standard`, `inner`, `concat` or `sum`
-stands where it stood, norms and activations between them looked through; sites beyond them are places of the same kind
-that the architecture left without.
+stands where it stood, norms and activations between them looked through; what these miss is looked for with `early`.
+Sites of the four beyond the gates are places of the same kind that the architecture left without.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from torch import fx, nn
 
 from se_inject.search.calls import Trace
 from se_inject.search.chains import chain
+from se_inject.search.gated import made_by
 from se_inject.search.inputs import resolve
-from se_inject.search.nodes import data
 from se_inject.search.sites import find
 from se_inject.search.trace import trace
 from se_inject.surgery.carriers import reaches
@@ -46,7 +46,7 @@ class Row:
     gates: int = 0
     found: dict[str, int] = field(default_factory=dict)
     missed: list[str] = field(default_factory=list)
-    beyond: int = 0
+    beyond: dict[str, int] = field(default_factory=dict)  # by placement, as found
     seconds: float = 0.0
     reason: str = ""
 
@@ -66,12 +66,13 @@ def gates(recorded: Trace) -> list[str]:
 
 
 def behind(node: fx.Node, path: str) -> bool:
-    """Whether the value is what the Identity at ``path`` gives, norms and activations later (RexNet gates before its
-    activation)."""
-    while len(data(node)) == 1 and {o.kind for o in chain(node)} <= {"norm", "act", "pass", "scale", "bias"}:
-        if node.meta.get("path") == path:
+    """Whether the value is what the Identity at ``path`` gives, norms and activations (RexNet gates before its
+    activation), layer scale and drop path later."""
+    for o, _ in made_by(node):
+        if o.path == path:
             return True
-        node = data(node)[0]
+        if o.kind not in ("norm", "act", "pass", "scale", "bias"):
+            break
     return False
 
 
@@ -81,6 +82,18 @@ def leave_out(model: nn.Module, paths: list[str]) -> None:
         model.get_submodule(parent).add_module(name, nn.Identity())
 
 
+def match(bare: Trace, placements: tuple[str, ...], left: set[str]) -> tuple[Counter[str], Counter[str]]:
+    """Sites that stand at a gate of ``left``, which is taken from there, and sites that do not, by placement."""
+    taken, beyond = Counter[str](), Counter[str]()
+    found = find(bare, placements)
+    for site in found.sites:
+        _, node, user = found.places[site.id][0]
+        here = next((path for path in left if user is None and (reaches(node, path) or behind(node, path))), None)
+        (beyond if here is None else taken)[site.placement] += 1
+        left.discard(here or "")
+    return taken, beyond
+
+
 def examine(name: str, family: str, model: nn.Module, size: tuple[int, ...]) -> Row:
     row, start = Row(name, family), time.perf_counter()
     inputs = resolve(model.eval(), size)
@@ -88,17 +101,10 @@ def examine(name: str, family: str, model: nn.Module, size: tuple[int, ...]) -> 
     row.gates = len(paths)
     if paths:
         leave_out(model, paths)
-        found = find(trace(model, inputs), PLACEMENTS)
-        left, taken = set(paths), Counter[str]()
-        for site in found.sites:
-            _, node, user = found.places[site.id][0]
-            here = next((path for path in left if user is None and (reaches(node, path) or behind(node, path))), None)
-            if here is None:
-                row.beyond += 1
-            else:
-                left.discard(here)
-                taken[site.placement] += 1
-        row.found, row.missed = dict(taken), sorted(left)
+        bare, left = trace(model, inputs), set(paths)
+        found, beyond = match(bare, PLACEMENTS, left)
+        extra, _ = match(bare, ("early",), left) if left else (Counter[str](), None)
+        row.found, row.beyond, row.missed = dict(found + extra), dict(beyond), sorted(left)
     row.seconds = round(time.perf_counter() - start, 2)
     return row
 
@@ -122,33 +128,41 @@ def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
         return torchvision.models.get_model(model, weights=None), (3, 224, 224)
 
 
+def listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
+
+
 def table(rows: list[Row]) -> str:
     """Markdown: one line for each family, then every gate that was missed."""
     having = [row for row in rows if row.gates]
     total, missed = sum(r.gates for r in having), sum(len(r.missed) for r in having)
+    early = sum(r.found.get("early", 0) for r in having)
     lines = [
         "# Leave-SE-out",
         "",
         "Made by `python benchmarks/leave_se_out.py`. Of every architecture that comes with channel attention, the "
         "attention is taken out (an `Identity` in its place) and the sites of `standard`, `inner`, `concat` and `sum` "
-        "are searched. *found*: a site stands where a gate stood, norms and activations between them looked through. "
-        "*beyond*: places of the same kind that the architecture left without attention.",
+        "are searched. *found*: a site stands where a gate stood, norms, activations, layer scale and drop path "
+        "between them looked through. What these four miss is searched with `early`, in front of the spatial "
+        "convolution. *beyond*: places of the four that the architecture left without attention; a place of two kinds, "
+        "such as a sum that is also the end of a block's depthwise part, counts for both.",
         "",
-        f"{len(rows)} architectures looked at, {len(having)} with attention, {total:,} gates, "
-        f"**{total - missed:,} found ({100 * (total - missed) / max(total, 1):.2f} %)**, {missed:,} missed.",
+        f"{len(rows)} architectures looked at, {len(having)} with attention, {total:,} gates: "
+        f"**{total - missed - early:,} found by the four ({100 * (total - missed - early) / max(total, 1):.2f} %)**, "
+        f"{early:,} by `early`, {missed:,} missed.",
         "",
         "| family | architectures | gates | found | by placement | beyond |",
-        "|---|---:|---:|---:|---|---:|",
+        "|---|---:|---:|---:|---|---|",
     ]
     for family in sorted({row.family for row in having}):
         group = [row for row in having if row.family == family]
-        by = Counter[str]()
+        by, beyond = Counter[str](), Counter[str]()
         for row in group:
             by.update(row.found)
+            beyond.update(row.beyond)
         count = sum(row.gates for row in group)
-        where = ", ".join(f"{k} {v:,}" for k, v in sorted(by.items()))
-        beyond = sum(row.beyond for row in group)
-        lines.append(f"| {family} | {len(group)} | {count:,} | {sum(by.values()):,} | {where} | {beyond:,} |")
+        cells = (len(group), f"{count:,}", f"{by.total():,}", listed(by), listed(beyond))
+        lines.append(f"| {family} | " + " | ".join(map(str, cells)) + " |")
     misses = [(row.name, row.missed) for row in having if row.missed]
     if misses:
         lines += ["", "## Missed", "", "| architecture | gates | where |", "|---|---:|---|"]

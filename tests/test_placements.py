@@ -156,6 +156,35 @@ def test_identity_where_the_assignment_reads_its_target_is_refused() -> None:
         se_inject.inject(Block(), SIZE, "identity")
 
 
+class Dark(nn.Module):
+    """DarkNet's block: a 1x1 convolution, then a spatial one; ``k`` is the kernel of the second."""
+
+    def __init__(self, k: int = 3, shortcut: bool = True) -> None:
+        super().__init__()
+        self.a, self.b, self.shortcut = unit(8, 4, 1), unit(4, 8, k), shortcut
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.b(self.a(x))
+        return x + y if self.shortcut else y
+
+
+def test_early_is_in_front_of_the_spatial_convolution() -> None:
+    torch.manual_seed(0)
+    result = se_inject.inject(randomise(Dark().eval()), SIZE, "early")
+    (insertion,) = result.plan.insertions
+    assert (insertion.site.id, insertion.site.channels, insertion.site.kernel) == (":early", 4, (3, 3))
+    assert "self.b(self.se(self.a(x)))" in type(result.model).se_source
+    assert all(check.passed for check in result.report.checks)
+    with pytest.raises(se_inject.RulesError, match="already gated by se"):
+        se_inject.plan(result.model, SIZE, "early")
+
+
+def test_no_early_without_a_spatial_convolution_or_a_shortcut() -> None:
+    assert none(Dark(k=1), "early")
+    assert none(Dark(shortcut=False), "early")
+    assert none(Basic(), "early")
+
+
 def test_conv_is_behind_norm_and_activation() -> None:
     assert places(Chain(), "conv") == ["1:conv", "4:conv"]
     assert none(Basic(), "conv")  # the convolutions of a block belong to the block
@@ -225,6 +254,8 @@ COUNTS = [
     ("timm:mobileone_s0", "sum", 43),
     ("timm:dla34", "pre", 12),
     ("torchvision:resnet50", "inner", 16),
+    ("torchvision:resnet50", "early", 16),
+    ("timm:efficientnet_b0", "early", 9),
     ("torchvision:resnet50", "stage", 4),
     ("torchvision:resnet50", "post", 16),
     ("torchvision:resnet50", "identity", 16),

@@ -197,9 +197,9 @@ def test_a_depthwise_convolution_before_an_expansion_does_not_project() -> None:
     assert (inner.depthwise, inner.projects) == (True, False)
 
 
-def test_what_follows_must_be_one_layer() -> None:
+def test_what_follows_a_full_convolution_must_be_one_layer() -> None:
     mlp = nn.Sequential(conv(8, 32, 1), nn.GELU(), conv(32, 8, 1))
-    net = Fn(lambda x, a, b: x + b(a(x)), unit(8, 8, g=8), mlp)
+    net = Fn(lambda x, a, b: x + b(a(x)), unit(8, 8), mlp)
     assert [s.placement for s in sites(net).values()] == ["standard"]
 
 

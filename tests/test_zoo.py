@@ -38,11 +38,14 @@ COUNTS: dict[str, dict[str, int]] = {
     "timm:res2net50_26w_4s": {"standard": 16},  # and no sum of parts
     "timm:dla34": {"standard": 12},  # the shortcut is an argument
     "timm:dpn48b": {"standard": 16},  # four of them with an activated projection
-    "timm:ghostnet_050": {"standard": 9},  # the other seven hold a gate
+    "timm:ghostnet_050": {"inner": 9},  # the other seven hold a gate
     "timm:fasternet_t0": {"standard": 13},
     "timm:convmixer_768_32": {"standard": 32},
     "timm:convnext_atto": {"standard": 12},
-    "timm:fastvit_t8": {"standard": 10},  # not its reparameterisable mixers
+    "timm:fastvit_t8": {
+        "standard": 10,
+        "inner": 4,
+    },  # not its mixers, but where it downsamples
     "timm:repvit_m1": {"standard": 26},
     "timm:efficientvit_m0": {"standard": 22},
     "timm:nextvit_small": {"standard": 44},
@@ -64,6 +67,14 @@ COUNTS: dict[str, dict[str, int]] = {
     "timm:inception_v4": {"concat": 19},
     "timm:inception_resnet_v2": {"concat": 3, "standard": 40},
     "timm:hgnet_tiny": {"concat": 4},
+    # dense layers, concatenated with all before them
+    "timm:densenet121": {"standard": 58},
+    "torchvision:densenet121": {"standard": 58},
+    "timm:rdnet_tiny": {"standard": 6},  # the other fifteen are gated
+    # depthwise and 1x1 convolutions side by side
+    "timm:mobileone_s0": {"inner": 18},
+    "timm:repghostnet_050": {"standard": 1, "inner": 8},
+    "timm:lcnetv2_small": {"inner": 3},
     "timm:selecsls42": {"concat": 6},
     # plain chains
     "timm:vgg11_bn": {"conv": 8},

@@ -61,7 +61,7 @@ def auto(sites: tuple[Site, ...]) -> Answers:
         elif site.placement == "standard":
             answers[site.id] = _standard(site, by_inner, gates)
         elif site.placement == "concat":
-            answers[site.id] = _concat(site, branches, inner.keys() | standard, gates)
+            answers[site.id] = _concat(site, branches, by_inner, standard, gates)
     blocks = [site for site in sites if site.placement != "conv" and answers[site.id][0] and not site.obstacle]
     if blocks or gates or fused or tokens:
         return answers
@@ -86,11 +86,15 @@ def _standard(site: Site, by_inner: set[str], gates: dict[str, str]) -> tuple[st
     return "residual block", ""
 
 
-def _concat(site: Site, branches: set[str], taken: set[str], gates: dict[str, str]) -> tuple[str, str]:
+def _concat(
+    site: Site, branches: set[str], by_inner: set[str], standard: set[str], gates: dict[str, str]
+) -> tuple[str, str]:
     if site.id in branches:
         return "", "auto: its branches hold blocks of their own"
     if site.block in gates:
         return "", gates[site.block]
-    if site.block in taken:
+    if site.block in by_inner:
+        return "", "auto: the block around it takes inner"
+    if site.block in standard:
         return "", "auto: the residual block around it takes standard"
     return "concatenated branches", ""

@@ -18,7 +18,7 @@ from se_inject.rules.rulefile import read_yaml
 from se_inject.types import BlockSpec, Site, to_dict
 
 PLACEMENTS = (
-    "auto", "standard", "pre", "post", "identity", "inner", "conv", "concat", "sum", "stage", "input"
+    "auto", "standard", "pre", "post", "identity", "inner", "early", "conv", "concat", "sum", "stage", "input"
 )  # fmt: skip
 INITS = ("identity", "absorb", "paper")
 

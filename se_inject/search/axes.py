@@ -46,6 +46,19 @@ def channel_axis(node: fx.Node) -> int | None:
     return None
 
 
+def area(node: fx.Node) -> int:
+    axis, area = channel_axis(node), 1
+    for i, n in enumerate(shape(node)):
+        area *= n if i not in (0, axis) else 1
+    return area
+
+
+def channels(node: fx.Node) -> int:
+    axis = channel_axis(node)
+    dims = shape(node)
+    return dims[axis if axis is not None else 1] if len(dims) > 1 else 0
+
+
 def settle_axis(node: fx.Node, axis: int) -> None:
     """Remember the axis of a value for which ``channel_axis`` finds none."""
     node.meta[f"{__name__}.channel_axis"] = axis

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from se_inject.search.axes import channel_axis
+from se_inject.search.axes import area, channel_axis, channels
 from se_inject.search.calls import Call
-from se_inject.search.flow import Join, concats, joins
+from se_inject.search.flow import Join, concats, dense, joins
 from se_inject.search.nodes import shape
 
 
@@ -39,6 +39,7 @@ class Flow:
     joins: dict[Call, list[Join]] = field(default_factory=dict)  # residual ones
     sums: dict[Call, list[Join]] = field(default_factory=dict)  # the others
     concats: dict[Call, list[Join]] = field(default_factory=dict)
+    dense: dict[Call, list[Join]] = field(default_factory=dict)  # layers of dense blocks: residual, but concatenated
 
     def __post_init__(self) -> None:
         # The axis of a value follows from earlier ones: asked for in order, no question goes deep.
@@ -50,6 +51,7 @@ class Flow:
             self.joins[call] = [join for join in found if join.residual]
             self.sums[call] = [join for join in found if not join.residual and len(shape(join.node)) > 2]
             self.concats[call] = concats(call.graph)
+            self.dense[call] = [layer for group in self.concats[call] for layer in dense(group)]
 
     def around(self, call: Call, node: fx.Node, but: Join | None = None) -> Join | None:
         """The innermost residual join with ``node`` (of ``call``'s graph) on a deep branch."""
@@ -57,7 +59,7 @@ class Flow:
         while here is not None:
             holding = [
                 (len(branch.nodes), i, join)
-                for i, join in enumerate(self.joins[here])
+                for i, join in enumerate((*self.joins[here], *self.dense[here]))
                 for branch in join.residual
                 if node in branch.nodes and join is not but
             ]
@@ -95,16 +97,3 @@ def is_map(node: fx.Node) -> bool:
     """More than one channel and more than one position: else there is nothing to weigh, or nothing to squeeze. Values
     without space are for the blocks to refuse."""
     return len(shape(node)) < 3 or (channels(node) > 1 and area(node) > 1)
-
-
-def area(node: fx.Node) -> int:
-    axis, area = channel_axis(node), 1
-    for i, n in enumerate(shape(node)):
-        area *= n if i not in (0, axis) else 1
-    return area
-
-
-def channels(node: fx.Node) -> int:
-    axis = channel_axis(node)
-    dims = shape(node)
-    return dims[axis if axis is not None else 1] if len(dims) > 1 else 0

@@ -14,6 +14,8 @@ from se_inject.search.calls import Call
 from se_inject.search.nodes import data, name_of, op, per_node, result, shape
 from se_inject.search.words import PRODUCTS, REDUCTIONS, SIGMOIDS, Op
 
+FOLDS = ("reshape", "permute", "pad", "pass")
+
 
 @per_node
 def gate(node: fx.Node) -> fx.Node | None:
@@ -95,11 +97,27 @@ def steps(node: fx.Node) -> tuple[tuple[Op, fx.Node], ...]:
         found = steps(current) + found
         gated = gate(current)
         if gated is None and len(data(current)) != 1:
-            return ((_side_by_side(call, own) or _no_layer(node, call, own), node),)
+            return ((_computed(node, call, own) or _side_by_side(call, own) or _no_layer(node, call, own), node),)
         current = gated if gated is not None else data(current)[0]
     if current is None:
         return ((own, node),)
     return found or ((Op("pass", own.name, own.path), node),)
+
+
+def _computed(node: fx.Node, call: Call, own: Op) -> Op | None:
+    """A convolution whose weight the forward makes (CondConv), the samples folded into its groups and out again."""
+    last = result(call)
+    while last is not None and op(last).kind in FOLDS and len(data(last)) == 1:
+        last = data(last)[0]
+    if last is None or op(last).kind != "conv" or len(data(last)) < 2:
+        return None
+    start, weight = data(last)[:2]
+    while op(start).kind in FOLDS and len(data(start)) == 1:
+        start = data(start)[0]
+    if start.op != "placeholder" or len(shape(weight)) != len(shape(start)):
+        return None
+    (_, inputs, *_), (_, outputs, *_), (_, each, *kernel) = shape(start), shape(node), shape(weight)
+    return Op("conv", own.name, own.path, tuple(kernel), inputs, outputs, max(1, inputs // each))
 
 
 def _side_by_side(call: Call, own: Op) -> Op | None:

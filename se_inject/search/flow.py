@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from se_inject.search.axes import channel_axis, settle_axis
+from se_inject.search.axes import area, channel_axis, settle_axis
 from se_inject.search.chains import chain, gate, longest, mixes, nonlinear, passes
 from se_inject.search.dominators import dominators, outer_fork
 from se_inject.search.nodes import data, op, per_node, shape
@@ -130,6 +130,26 @@ def concats(graph: fx.Graph) -> list[Join]:
         layered = any(branch.weight for branch in group.branches)
         if fork is not None and layered and not any(branch.resamples for branch in group.branches):
             found.append(group)
+    return found
+
+
+def dense(group: Join) -> list[Join]:
+    """The layers of a dense block (DenseNet), each as a join of its own: a deep branch that takes all operands before
+    it, which are its shortcuts, and is concatenated with them instead of added to them. Empty for any other group."""
+    first, *others = sorted(group.branches, key=lambda b: b.operand)
+    if first.operand is not group.fork:
+        return []
+    shortcuts, seen, found = [first], set[fx.Node](), list[Join]()
+    for branch in others:
+        own = branch.nodes - seen
+        takes = {source for n in own for source in data(n)}
+        maps = all(area(n) in (1, area(first.operand)) for n in own if channel_axis(n) is not None)  # 1: a squeeze
+        layer = branch.weight == 2 and any(map(mixes, own)) and any(map(nonlinear, own))
+        if not layer or not maps or not {s.operand for s in shortcuts} <= takes:
+            return []
+        found.append(Join(group.node, group.fork, (*shortcuts, Branch(branch.operand, own, branch.weight))))
+        shortcuts.append(Branch(branch.operand, frozenset(), 0))
+        seen |= own
     return found
 
 

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import fx
 
-from se_inject.search.chains import chain, gate
-from se_inject.search.nodes import data
+from se_inject.search.calls import Call
+from se_inject.search.chains import chain, gate, steps
+from se_inject.search.nodes import data, result
+from se_inject.search.words import Op
+
+
+def made_by(node: fx.Node) -> Iterator[tuple[Op, fx.Node]]:
+    """The operators that made a value, the last first, for as long as it is one chain, each with its node in the graph
+    where that chain goes on; children are looked into."""
+    while True:
+        for o, inner in reversed(steps(node)):
+            call: Call | None = inner.meta.get("call") if o.kind == "block" else None
+            last = result(call) if call is not None else None
+            if last is not None:
+                yield from made_by(last)
+                return
+            yield o, node
+        if len(data(node)) != 1:
+            return
+        node = data(node)[0]
 
 
 def gated(node: fx.Node) -> str:
     """Why the value counts as gated already: the gate that made it, norms and activations looked through."""
-    current: fx.Node | None = node
-    while current is not None:
-        for o in reversed(chain(current)):
-            if o.kind == "gate":
-                return f"already gated by {current.meta.get('path') or current.name}"
-            if o.kind not in ("act", "norm", "pass", "scale", "bias", "permute"):
-                return ""
-        sources = data(current)
-        current = sources[0] if len(sources) == 1 else None
+    for o, maker in made_by(node):
+        if o.kind == "gate":
+            return f"already gated by {maker.meta.get('path') or maker.name}"
+        if o.kind not in ("act", "norm", "pass", "scale", "bias", "permute"):
+            break
     return ""
 
 

@@ -1,4 +1,4 @@
-"""The placement ``inner``: inside a block, between its spatial convolution and the 1x1 convolution that follows."""
+"""The placements beside the spatial convolution of a block: ``inner`` behind it, ``early`` in front of it."""
 
 from __future__ import annotations
 
@@ -8,94 +8,64 @@ from torch import fx
 
 from se_inject.search.calls import Call
 from se_inject.search.candidates import Candidate, Flow, is_map
-from se_inject.search.chains import chain, gate, passes
+from se_inject.search.chains import chain
 from se_inject.search.flow import Join
-from se_inject.search.nodes import data, result, shape
-from se_inject.search.units import unit
-from se_inject.search.words import PRODUCTS, Op
+from se_inject.search.nodes import data, shape
+from se_inject.search.onward import attended, follow
+from se_inject.search.units import side_by_side, unit
+from se_inject.search.words import Op
+
+BETWEEN = {"norm", "act", "pass", "scale", "bias", "permute", "pool", "blur", "pad"}  # what stands between two layers
 
 
 def inner(flow: Flow, call: Call) -> Iterator[Candidate]:
     """After the spatial convolution of a block, its norm and activation, before the 1x1 convolution that follows
-    (SE_3x3, MBConv, RegNetY)."""
+    (SE_3x3, MBConv, RegNetY); depthwise convolutions side by side count as one (GhostNet, RepViT)."""
+    if call.node is not None and unit(call.node) is not None:
+        return  # the whole call is one convolution: its caller sees it
+    parallel = {join.node: join for join in (*flow.sums[call], *flow.concats[call])}
     for node in call.graph.nodes:
-        layer = unit(node)
+        beside = parallel.get(node)
+        layer = unit(node) if beside is None else side_by_side(beside)
         if layer is None or not layer.spatial:
             continue
-        place, follower, gated_by = _follow(node)
-        if follower is None or not is_map(place) or _attended(call, place):
+        way = follow(flow, call, node, layer.depthwise)
+        if way.layer is None or not way.layer.pointwise or not is_map(way.place) or attended(flow, way.call, way.place):
             continue
-        join = flow.around(call, node)
+        join = flow.around(way.call, way.place)
         yield Candidate(
             "inner",
-            call,
-            place,
-            _block_input(call, node, layer, join),
+            way.call,
+            way.place,
+            _block_input(beside.fork if beside is not None else node, layer, flow.around(call, node)),
             join,
             kernel=layer.kernel,
             depthwise=layer.depthwise,
-            projects=follower.outputs <= follower.inputs,
-            gated=gated_by,
+            projects=way.layer.outputs <= way.layer.inputs,
+            gated=way.gated,
         )
 
 
-def _follow(node: fx.Node) -> tuple[fx.Node, Op | None, str]:
-    """From a convolution through norm and activation to the next layer: the last value before it, the layer if it is
-    a 1x1 convolution, and the gate met on the way."""
-    place, gated_by, current = node, "", node
-    while len(current.users) == 1 or _gates(current):
-        if _gates(current):
-            current = _gates(current)[0]
-            gated_by = f"already gated by {current.meta.get('path') or current.name}"
+def early(flow: Flow, call: Call) -> Iterator[Candidate]:
+    """In front of the spatial convolution of a residual block, after the 1x1 convolution before it, its norm and
+    activation (SE-DarkNet)."""
+    for node in call.graph.nodes:
+        layer, join = unit(node), flow.around(call, node)
+        if layer is None or not layer.pointwise or join is None:
             continue
-        user = next(iter(current.users))
-        layer = unit(user) if user.op != "output" else None
-        if layer is not None:
-            return place, (layer if layer.pointwise else None), gated_by
-        kinds = {o.kind for o in chain(user)} if user.op != "output" else {"output"}
-        blurs = user.op != "output" and _blurs(chain(user))
-        permutes = {"permute"} if shape(user) == shape(current) else set()  # a norm of the last axis, there and back
-        if not blurs and not kinds <= {"norm", "act", "pass", "scale", "bias", "gate", *permutes}:
-            break
-        if "gate" in kinds:
-            gated_by = f"already gated by {user.meta.get('path') or user.name}"
-        if not passes(user) and "gate" not in kinds and not gated_by:
-            place = user
-        current = user
-    return place, None, gated_by
+        way = follow(flow, call, node, depthwise=False)
+        if way.layer is not None and way.layer.spatial and is_map(way.place):
+            kernel, depthwise = way.layer.kernel, way.layer.depthwise
+            yield Candidate("early", call, way.place, layer.inputs, join, kernel, depthwise, gated=way.gated)
 
 
-def _attended(call: Call, node: fx.Node) -> bool:
-    """Whether the next layer makes the keys or values of an attention: that is no block's projection."""
-    layers, here = 0, call
-    while True:
-        while len(node.users) == 1 and (user := next(iter(node.users))).op != "output":
-            ops = chain(user)
-            if any(o.name in PRODUCTS for o in ops):
-                return True
-            layers += sum(o.kind == "conv" for o in ops)
-            if layers > 1 or any(o.kind in ("add", "mul", "cat", "act", "block", "other", "linear") for o in ops):
-                return False
-            node = user
-        if result(here) is not node or here.node is None or here.parent is None:
-            return False
-        node, here = here.node, here.parent
+def _block_input(node: fx.Node | None, layer: Op, join: Join | None) -> int:
+    """Channels that enter the block: those before the 1x1 expansion, if the block begins with one.
 
-
-def _blurs(ops: list[Op]) -> bool:
-    """Anti-aliasing before a stride: a fixed filter, or an average."""
-    blurs = [o for o in ops if o.kind == "blur" or o.name in ("AvgPool2d", "avg_pool2d")]
-    return bool(blurs) and all(o.kind == "pad" or o in blurs for o in ops)
-
-
-def _gates(node: fx.Node) -> list[fx.Node]:
-    """Gates written out in the owner's own forward: the value is used for the squeeze and for the product."""
-    return [user for user in node.users if gate(user) is node] if len(node.users) > 1 else []
-
-
-def _block_input(call: Call, node: fx.Node, layer: Op, join: Join | None) -> int:
-    """Channels that enter the block: those before the 1x1 expansion, if the block begins with one."""
-    start = _start(node)
+    ``node`` is the convolution, or the value that the convolutions side by side take.
+    """
+    own = unit(node) if node is not None else None
+    start = node if node is None or (own is not None and own.pointwise) else _start(node)
     before = unit(start) if start is not None else None
     if start is not None and before is not None and before.pointwise:
         source = _start(start)
@@ -108,19 +78,9 @@ def _block_input(call: Call, node: fx.Node, layer: Op, join: Join | None) -> int
 def _start(node: fx.Node) -> fx.Node | None:
     """The layer that feeds ``node``, norms and activations skipped; None when that is the graph's argument."""
     while True:
-        sources = data(node)
+        sources = [n for n in data(node) if len(shape(n)) == len(shape(node))]  # not what a weight is computed from
         if len(sources) != 1 or sources[0].op == "placeholder":
             return None
         node = sources[0]
-        if not {o.kind for o in chain(node)} <= {
-            "norm",
-            "act",
-            "pass",
-            "scale",
-            "bias",
-            "permute",
-            "pool",
-            "blur",
-            "pad",
-        }:
+        if not {o.kind for o in chain(node)} <= BETWEEN:
             return node

@@ -9,25 +9,29 @@ from collections.abc import Callable, Iterator
 
 from torch import fx
 
-from se_inject.search.axes import channel_axis
+from se_inject.search.axes import area, channel_axis, channels
 from se_inject.search.calls import Call
-from se_inject.search.candidates import Candidate, Flow, area, channels
+from se_inject.search.candidates import Candidate, Flow
 from se_inject.search.chains import chain, depth, holds_gate, passes
 from se_inject.search.flow import end
 from se_inject.search.gated import gated, gated_next
-from se_inject.search.inner import inner
+from se_inject.search.inner import early, inner
 from se_inject.search.nodes import data, result, shape
 from se_inject.search.units import acts, behind, tail, unit
 
 
 def standard(flow: Flow, call: Call) -> Iterator[Candidate]:
-    """End of the residual branch, before drop path, layer scale and the addition (SE-ResNet)."""
-    for join in flow.joins[call]:
+    """End of the residual branch, before drop path, layer scale and the addition (SE-ResNet); of a dense block's layer,
+    before the concatenation."""
+    for join in (*flow.joins[call], *flow.dense[call]):
         for branch in join.residual:
             node = end(branch)
             if node is None:
                 continue
-            entering = channels(join.fork) if join.fork is not None else channels(join.shortcuts[0].operand)
+            if join in flow.dense[call]:
+                entering = sum(channels(shortcut.operand) for shortcut in join.shortcuts)
+            else:
+                entering = channels(join.fork) if join.fork is not None else channels(join.shortcuts[0].operand)
             holds = next((f"already gated by {place}" for n in sorted(branch.nodes) if (place := holds_gate(n))), "")
             yield Candidate("standard", call, node, entering, join, gated=gated(branch.operand), holds=holds)
 
@@ -139,6 +143,7 @@ def _summed(flow: Flow, call: Call, node: fx.Node) -> bool:
 PLACEMENTS: dict[str, Callable[[Flow, Call], Iterator[Candidate]]] = {
     "standard": standard,
     "inner": inner,
+    "early": early,
     "pre": pre,
     "post": post,
     "identity": identity,

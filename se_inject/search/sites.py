@@ -9,10 +9,10 @@ from typing import Any
 from torch import fx, nn
 
 from se_inject.rules.policies import AUTO
-from se_inject.search.axes import channel_axis
+from se_inject.search.axes import area, channel_axis
+from se_inject.search.axes import channels as channels_of
 from se_inject.search.calls import CONTAINERS, Call, Trace
-from se_inject.search.candidates import Candidate, Flow, area
-from se_inject.search.candidates import channels as channels_of
+from se_inject.search.candidates import Candidate, Flow
 from se_inject.search.flow import Join
 from se_inject.search.nodes import result, shape
 from se_inject.search.placements import PLACEMENTS
@@ -90,7 +90,7 @@ def _nested(flow: Flow) -> dict[Join, int]:
             outer = flow.around(call, join.node, but=join)
             while outer is not None:
                 count[outer] = count.get(outer, 0) + 1
-                owner = next(c for c in call.ancestors() if outer in flow.joins[c])
+                owner = next(c for c in call.ancestors() if outer in (*flow.joins[c], *flow.dense[c]))
                 outer = flow.around(owner, outer.node, but=outer)
     return count
 

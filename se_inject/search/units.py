@@ -6,8 +6,13 @@ from collections.abc import Callable
 
 from torch import fx
 
-from se_inject.search.chains import chain, passes
+from se_inject.search.axes import channels
+from se_inject.search.chains import chain, longest, passes
+from se_inject.search.flow import Join
+from se_inject.search.nodes import op
 from se_inject.search.words import Op
+
+SIDE = {"conv", "norm", "act", "pass", "pad", "scale", "bias", "slice", "add"}  # what such a branch may hold
 
 
 def unit(node: fx.Node) -> Op | None:
@@ -18,6 +23,21 @@ def unit(node: fx.Node) -> Op | None:
     layers = [o for o in ops if o.kind == "conv"]
     rest = {o.kind for o in ops} - {"conv", "norm", "act", "pass", "pad", "scale", "bias", "pool", "blur", "permute"}
     return layers[0] if len(layers) == 1 and not rest else None
+
+
+def side_by_side(join: Join) -> Op | None:
+    """Branches of one convolution at most, all of them depthwise or all 1x1, summed or concatenated, are one such."""
+    nodes = {n for branch in join.branches for n in branch.nodes if n.op != "placeholder"}
+    ops = [o for n in nodes for o in chain(n)]
+    layers = [o for o in ops if o.kind == "conv"]
+    if join.fork is None or join.parted or not {o.kind for o in ops} <= SIDE or longest(sorted(nodes)) != 1:
+        return None
+    inputs, outputs, kernel = channels(join.fork), channels(join.node), max(o.kernel for o in layers)
+    if all(o.depthwise for o in layers):
+        return Op("conv", "", "", kernel, inputs, inputs, inputs)
+    if all(o.pointwise for o in layers) and op(join.node).kind == "add":
+        return Op("conv", "", "", kernel, inputs, outputs)
+    return None
 
 
 def behind(node: fx.Node, passes_on: Callable[[fx.Node], bool]) -> fx.Node:

@@ -20,6 +20,7 @@ PICTURES: dict[str, tuple[Sequence[str], Sequence[str] | None, Sequence[str], st
     "post": (("layers",), (), ("*",), "+"),
     "identity": (("layers",), ("*",), (), "+"),
     "inner": (("spatial", "*", "1x1"), None, (), ""),
+    "early": (("1x1", "*", "spatial"), (), (), "+"),
     "conv": (("conv", "*"), None, (), ""),
     "concat": (("branch",), ("branch",), ("*",), "cat"),
     "sum": (("branch",), ("branch",), ("*",), "+"),
