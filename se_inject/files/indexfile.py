@@ -16,7 +16,8 @@ import torch
 
 from se_inject.errors import LoadError
 from se_inject.files.filekind import readable
-from se_inject.files.safefile import read_safetensors, unique
+from se_inject.files.jsonfile import unique
+from se_inject.files.safefile import read_safetensors
 
 SHARD = re.compile(r"\w[\w. -]*\.safetensors", re.ASCII)  # a file beside the index: no folder, no drive, no ".."
 

@@ -9,7 +9,7 @@ from typing import Any
 from se_inject.errors import LoadError
 from se_inject.types import SCHEMA_VERSION
 
-MAX_JSON = 64 << 20
+MAX_JSON = 16 << 20  # bytes; a plan has about 2,000 for each site
 LARGEST = 2**63 - 1
 
 
@@ -30,7 +30,7 @@ def read_json(path: Path) -> Any:
 
 def parse(text: str) -> Any:
     """The data in ``text``. Raises ``ValueError`` or ``RecursionError``, each with a line for the user."""
-    return json.loads(text, parse_int=_int, parse_constant=_refuse, object_pairs_hook=_unique)
+    return json.loads(text, parse_int=_int, parse_constant=_refuse, object_pairs_hook=unique)
 
 
 def other_schema(data: Any, what: str, again: str) -> str:
@@ -52,7 +52,8 @@ def _refuse(name: str) -> Any:
     raise ValueError(f"{name} is no number")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For ``json``: an object in which every key stands once."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key stands twice")

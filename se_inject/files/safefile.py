@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from se_inject.errors import LoadError
+from se_inject.files.jsonfile import unique
 
 HEADER_LIMIT = 8 << 20  # bytes, of 80,000 tensors; the format allows 100 MB, which cost a reader several times that
 
@@ -29,14 +29,6 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise _damaged(path, ascii(text)[1:-1]) from error
-
-
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For ``json``: an object in which every key stands once."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice")
-    return found
 
 
 def _damaged(path: str | os.PathLike[str], why: str) -> LoadError:

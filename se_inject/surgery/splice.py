@@ -190,7 +190,7 @@ def make_block(decision: Decision, seed: int, like: nn.Module | None) -> nn.Modu
         raise PlanMismatchError(f"the plan inserts at {decision.site.id}, but {error}") from error
     tensor = next((p for p in like.parameters() if p.is_floating_point()), None) if like is not None else None
     # The seed of a site does not depend on the other sites, nor on the state of the global generator.
-    with forked_rng(seed ^ zlib.crc32(decision.site.id.encode())):
+    with forked_rng(seed ^ zlib.crc32(decision.site.id.encode("utf-8", "surrogatepass"))):
         try:
             module = block.module(**decision.kwargs)
         except (TypeError, KeyError, ValueError, RuntimeError, OverflowError) as error:
