@@ -75,6 +75,7 @@ def load(model: nn.Module, folder: Path, *, inplace: bool = False, strict: bool 
     plan, tensors = read_plan(folder / PLAN), read_tensors(folder / NAME)
     if splice.RECORD in model.__dict__:
         raise LoadError(f"{type(model).__name__} holds inserted blocks already; an adapter goes onto a fresh base.")
+    splice.require_fingerprint(model, plan)
     _require_base(model, plan, strict)
     result = splice.apply(model, plan, inplace=inplace)
     try:

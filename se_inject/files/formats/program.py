@@ -98,7 +98,10 @@ def inspect(folder: Path, subject: Subject) -> Check:
     """A file of earlier: the weights in it against the model's, or against the hashes of the original's."""
     if subject.trusted and subject.model is not None:
         return check(folder, subject)
-    hashes = {name: digest(tensor) for name, tensor in weights_in(folder / NAME)}
+    try:
+        hashes = {name: digest(tensor) for name, tensor in weights_in(folder / NAME)}
+    except LoadError as error:
+        return Check(CHECK, False, str(error))
     if subject.model is not None:
         what, known = "the model's", digests(subject.model)
     else:
