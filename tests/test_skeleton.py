@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from se_inject.errors import TraceError
-from se_inject.search.skeleton import HOOKS, share, skeleton, tensors, to_meta
+from se_inject.search.skeleton import HOOKED, HOOKS, share, skeleton, tensors, to_meta
 from tests.nets import NETS, Basic, Functional, conv
 
 
@@ -93,6 +93,26 @@ def test_hooks_are_left_behind() -> None:
     handle = copy.conv1.register_forward_hook(lambda *_: None)
     assert not copy.conv2._forward_hooks and len(net.conv1._forward_hooks) == 1
     handle.remove()
+
+
+def test_hooks_that_the_model_sets_by_itself_are_set_anew() -> None:
+    """As transformers does at the first forward, and remembers it in an attribute."""
+
+    seen: list[torch.Tensor] = []
+
+    class Collecting(Basic):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not getattr(self, HOOKED, False):
+                self.bn1.register_forward_hook(lambda module, args, output: seen.append(output))
+                setattr(self, HOOKED, True)
+            super().forward(x)
+            return seen.pop()
+
+    net = Collecting().eval()
+    x = torch.zeros(2, 8, 4, 4)
+    assert net(x).shape == (2, 8, 4, 4)
+    assert skeleton(net)(x.to("meta")).shape == (2, 8, 4, 4)
+    assert len(net.bn1._forward_hooks) == 1 and getattr(net, HOOKED)
 
 
 def test_every_kind_of_hook_is_known() -> None:

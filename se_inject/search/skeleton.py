@@ -30,6 +30,9 @@ HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
+# transformers hooks its models at their first forward, to collect hidden states, and remembers it in this attribute: a
+# copy without the hooks must forget it, and is hooked anew.
+HOOKED = "_output_capturing_hooks_installed"
 
 
 def tensors(model: nn.Module) -> Iterator[torch.Tensor]:
@@ -77,9 +80,12 @@ def skeleton(model: nn.Module, keep: Callable[[torch.Tensor], torch.Tensor] = to
             if name in module.__dict__:
                 memo[id(module.__dict__[name])] = OrderedDict()
     try:
-        return copy.deepcopy(model, memo)
+        new = copy.deepcopy(model, memo)
     except Exception as error:  # whatever a foreign __deepcopy__ raises
         raise TraceError(
             f"cannot copy {type(model).__name__} to look at it: {type(error).__name__}: {error}. "
             "A module holds something that copy.deepcopy refuses (a lock, a file, a generator); remove it first."
         ) from error
+    for module in new.modules():
+        module.__dict__.pop(HOOKED, None)
+    return new
