@@ -140,5 +140,6 @@ def _nothing(sites: tuple[Site, ...], rules: Rules, decisions: tuple[Decision, .
     kinds: dict[str, list[str]] = {}
     for decision in decisions:  # each gate has a path of its own, and all are one reason
         kinds.setdefault(re.sub(r"(?<=already gated by ).*", "", decision.reason), []).append(decision.reason)
-    (reason, *_), count = max(((found, len(found)) for found in kinds.values()), key=lambda pair: pair[1])
+    found = max(kinds.values(), key=lambda found: (len(found), found[0].startswith("already")))
+    reason, count = found[0], len(found)
     return f"the rules select none of the {len(sites)} sites; most often ({count}): {reason}."
