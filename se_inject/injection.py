@@ -17,6 +17,7 @@ from se_inject.planning import Planned
 from se_inject.report.drawing import drawings
 from se_inject.report.tables import percent
 from se_inject.search.inputs import Inputs
+from se_inject.search.skeleton import share, skeleton
 from se_inject.search.trace import trace, uncollected
 from se_inject.surgery import splice
 from se_inject.surgery.spec import differences
@@ -61,8 +62,11 @@ def realise(
     progress("reference outputs")
     has_weights = not any(p.is_meta for p in model.parameters())
     fits = partial(_meets, model, planned)
-    reference = baseline.take(model, inputs, made.seed, fits) if check and has_weights else None
-    if reference is not None:
+    reference = None
+    if check and has_weights:
+        # On a copy that shares the weights: the model may be in use by another thread, and its forward may keep count.
+        original = model if inplace else skeleton(model, keep=share, hooks=True)
+        reference = baseline.take(original, inputs, made.seed, fits)
         made = replace(made, baseline=reference.baseline())
     progress("cost before")
     before = measure(model, inputs).cost

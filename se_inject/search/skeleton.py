@@ -60,8 +60,10 @@ def share(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
 
 
-def skeleton(model: nn.Module, keep: Callable[[torch.Tensor], torch.Tensor] = to_meta) -> nn.Module:
-    """A deep copy of ``model`` whose tensors went through ``keep``, without the user's hooks.
+def skeleton(
+    model: nn.Module, keep: Callable[[torch.Tensor], torch.Tensor] = to_meta, *, hooks: bool = False
+) -> nn.Module:
+    """A deep copy of ``model`` whose tensors went through ``keep``, without the user's hooks unless ``hooks``.
 
     Raises ``TraceError`` when the model holds something that cannot be copied.
     """
@@ -75,7 +77,7 @@ def skeleton(model: nn.Module, keep: Callable[[torch.Tensor], torch.Tensor] = to
                     f"cannot copy {type(model).__name__} to look at it: it holds a tensor of {tensor.dtype} "
                     f"({tensor.layout}), which has no weightless form. Give the float model."
                 ) from error
-    for module in model.modules():
+    for module in () if hooks else model.modules():
         for name in HOOKS:
             if name in module.__dict__:
                 memo[id(module.__dict__[name])] = OrderedDict()

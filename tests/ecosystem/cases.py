@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -19,8 +19,8 @@ from se_inject.types import Plan
 from tests.helpers import randomise
 
 
-# One for each way in which a block comes to run: torchvision's bottleneck and the 1x1 chains of RegNetX and ConvNeXt get
-# a rewritten forward, timm's ResNet and EfficientNet have a slot. The stages are cut short: compiling costs by the block.
+# One for each way in which a block comes to run: torchvision's bottleneck and timm's RegNetX and ConvNeXt get another
+# forward, timm's ResNet and EfficientNet have a slot. The stages are cut short, because compiling costs by the block.
 def resnet50(**options: Any) -> nn.Module:
     return ResNet(Bottleneck, [1, 1, 1, 1], **options)
 
@@ -122,23 +122,39 @@ class Fails:
     base: bool = True
 
 
+@dataclass(frozen=True)
+class Cell:
+    """What `docs/ecosystem.md` says of a row and a model."""
+
+    text: str
+    reason: str = ""
+
+
 def over(
     *, absent: Mapping[str, str] | None = None, fails: Mapping[str, Fails] | None = None, only: tuple[str, ...] = ()
-) -> pytest.MarkDecorator:
-    """Run a row on every model. ``absent``: what the model does not have, by name; ``fails``: strict xfails, each run on
-    the base too when it is said to fail there; ``only``: these models, where one shows what there is to see."""
+) -> Callable[[Any], Any]:
+    """Run a row on every model. ``absent``: models that do not have it, and why; ``fails``: strict xfails, each run on
+    the base too when it is said to fail there; ``only``: these models, where they show all that there is to see."""
+    absent, fails = absent or {}, fails or {}
+    params, cells = [], {}
+    for name in only or MODELS:
+        if name in absent:
+            cells[name] = Cell("none", absent[name])
+            continue
+        marks: list[Any] = []
+        cells[name] = Cell("yes")
+        if why := fails.get(name):
+            marks = [pytest.mark.xfail(raises=why.raises, reason=why.reason, strict=True)]
+            cells[name] = Cell("as base" if why.base else "no", why.reason)
+            if why.base:
+                params.append(pytest.param((name, False), id=f"{name}-base", marks=marks))
+        params.append(pytest.param((name, True), id=name, marks=marks))
 
-    def params() -> Iterator[Any]:
-        for name in only or MODELS:
-            if name in (absent or {}):
-                continue
-            why = (fails or {}).get(name)
-            marks = [pytest.mark.xfail(raises=why.raises, reason=why.reason, strict=True)] if why else []
-            yield pytest.param((name, True), id=name, marks=marks)
-            if why and why.base:
-                yield pytest.param((name, False), id=f"{name}-base", marks=marks)
+    def row(test: Any) -> Any:
+        test.cells = cells
+        return pytest.mark.parametrize("case", params, indirect=True)(test)
 
-    return pytest.mark.parametrize("case", list(params()), indirect=True)
+    return row
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor, bound: float) -> bool:

@@ -39,6 +39,7 @@ def test_export_strict(case: Case) -> None:
     assert gates(program) == len(case.blocks)
 
 
+@pytest.mark.slow
 @over()
 def test_export_dynamic(case: Case) -> None:
     """`export` with a dynamic batch and image size: outputs equal at batches 1 and 7 and at other sizes."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 import se_inject
+from tests.ecosystem import cases
 from tests.ecosystem.cases import SIZE, Case, out, over
 
 
@@ -39,7 +41,7 @@ NO_ABSORB = {
 
 @over(absent=NO_ABSORB)
 def test_e5_absorb(case: Case) -> None:
-    """Under `absorb` the original's checkpoint undoes the doubled norms: the caveat of the README, and no more than it."""
+    """Under `absorb` the original's checkpoint undoes the doubled norms, as the README says, and no more than that."""
     plan = se_inject.plan(case.base, SIZE, {"placement": "auto", "init": "absorb"})
     model = se_inject.apply(case.base, plan)
     assert torch.equal(out(model, case.x), out(case.base, case.x))
@@ -51,3 +53,9 @@ def test_e5_absorb(case: Case) -> None:
         for key in doubled:
             model.get_parameter(key).mul_(2)
     assert torch.equal(out(model, case.x), out(case.base, case.x)) and set(before) == set(model.state_dict())
+
+
+@pytest.mark.parametrize("name", NO_ABSORB)
+def test_no_absorb(name: str) -> None:
+    with pytest.raises(se_inject.RulesError, match=r"absorb: .*(ReLU6|batch norm)"):
+        se_inject.plan(cases.case(name).base, SIZE, {"placement": "auto", "init": "absorb"})
