@@ -1,6 +1,6 @@
 """Leave-SE-out over the zoos: take the attention out of every architecture that has it, and find the places again.
 
-    python benchmarks/leave_se_out.py [GLOB] [-o docs/leave-se-out.md]
+    python benchmarks/leave_se_out.py [GLOB ...] [-o docs/leave-se-out.md] [--json ROWS.json]
 
 Runs on meta tensors, needs no weights. A gate counts as found when a site of `standard`, `inner`, `concat` or `sum`
 stands where it stood, norms and activations between them looked through; what these miss is looked for with `early`.
@@ -109,13 +109,20 @@ def examine(name: str, family: str, model: nn.Module, size: tuple[int, ...]) -> 
     return row
 
 
-def architectures(pattern: str) -> Iterator[tuple[str, str]]:
+def architectures(patterns: list[str]) -> Iterator[tuple[str, str]]:
+    """Name and family of every architecture of which one of the two matches."""
+
+    def asked(*names: str) -> bool:
+        return any(fnmatch.fnmatch(name, pattern) for name in names for pattern in patterns)
+
     for name in timm.list_models():
-        if fnmatch.fnmatch(name, pattern):
-            yield f"timm:{name}", timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
+        family = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
+        if asked(name, family):
+            yield f"timm:{name}", family
     for name in torchvision.models.list_models(module=torchvision.models):
-        if fnmatch.fnmatch(name, pattern) and any(fnmatch.fnmatch(name, t) for t in TORCHVISION):
-            yield f"torchvision:{name}", f"torchvision {name.partition('_')[0]}"
+        family = f"torchvision {name.partition('_')[0]}"
+        if asked(name, family) and any(fnmatch.fnmatch(name, t) for t in TORCHVISION):
+            yield f"torchvision:{name}", family
 
 
 def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
@@ -176,23 +183,26 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("pattern", nargs="?", default="*")
+    parser.add_argument("patterns", nargs="*", default=["*"], help="names or families")
     parser.add_argument("-o", "--output", type=Path)
-    parser.add_argument("--json", type=Path, help="the rows as JSON")
+    parser.add_argument("--json", type=Path, help="the rows as JSON; those in it already are not examined again")
     options = parser.parse_args()
     rows = []
+    if options.json and options.json.exists():
+        rows = [Row(**row) for row in json.loads(options.json.read_text())]
+    done = {row.name for row in rows}
     warnings.simplefilter("ignore")
-    for name, family in track(list(architectures(options.pattern)), "leave-SE-out"):
+    for name, family in track([a for a in architectures(options.patterns) if a[0] not in done], "leave-SE-out"):
         try:
             rows.append(examine(name, family, *build(name)))
         except Exception as error:  # one architecture must not end the sweep
             rows.append(Row(name, family, reason=(str(error).splitlines() or [type(error).__name__])[0][:160]))
+        if options.json:
+            options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
     text = table(rows)
     print(text)
     if options.output:
         options.output.write_text(text)
-    if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
 
 
 if __name__ == "__main__":
