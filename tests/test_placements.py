@@ -13,7 +13,7 @@ from torch import nn
 import se_inject
 from se_inject.search.placements import PLACEMENTS
 from tests.helpers import randomise
-from tests.nets import AdditiveUNet, Basic, PassedShortcut, Projection, RepVGG, body, conv, unit
+from tests.nets import AdditiveUNet, Basic, Fn, MBConv, PassedShortcut, Projection, RepVGG, body, conv, unit
 
 SIZE = (8, 8, 8)
 
@@ -237,6 +237,59 @@ def test_a_second_run_finds_it_gated_or_stacks_on_purpose() -> None:
     assert [d.key for d in twice.plan.insertions] == ["se_1"]
     assert "self.se_1(self.se(" in type(twice.model).se_source
     assert type(se_inject.remove(twice.model)) is Basic
+
+
+# A network for each placement, and how many places it has there.
+TWICE: dict[str, tuple[type[nn.Module], int]] = {
+    "standard": (Basic, 1), "pre": (Basic, 1), "post": (Basic, 1), "identity": (Basic, 1), "inner": (MBConv, 1),
+    "early": (Dark, 1), "conv": (Chain, 2), "concat": (Branches, 1), "sum": (RepVGG, 1), "stage": (Stages, 2),
+    "input": (Stages, 1),
+}  # fmt: skip
+
+
+def test_every_placement_is_tried_twice() -> None:
+    assert TWICE.keys() == PLACEMENTS.keys()
+
+
+@pytest.mark.parametrize("placement", TWICE)
+def test_a_second_run_at_every_placement(placement: str) -> None:
+    """Found gated; with ``again`` the new block stands behind the old one, or before it where it takes one user's."""
+    make, count = TWICE[placement]
+    torch.manual_seed(0)
+    net = randomise(make().eval())
+    rules = {"placement": placement, **({"block": "stn"} if placement == "input" else {})}
+    once = se_inject.inject(net, SIZE, rules)
+    assert len(once.plan.insertions) == count
+    with pytest.raises(se_inject.RulesError, match=rf"select none of the {count} sites; .*already gated by"):
+        se_inject.plan(once.model, SIZE, rules)
+    twice = se_inject.inject(once.model, SIZE, {**rules, "again": True})
+    assert len(twice.plan.insertions) == count and all(check.passed for check in twice.report.checks)
+    x = torch.randn(2, *SIZE)
+    assert torch.equal(twice.model(x), net(x))
+    assert type(se_inject.remove(twice.model)) is make
+
+
+def test_a_gate_before_the_fork_is_not_the_shortcuts() -> None:
+    """`identity` asks what gates the shortcut of this block alone, and not what came before it."""
+    net = Fn(lambda x, a, b: b(a(x)), se_inject.inject(Basic(), SIZE, "post").model, Basic())
+    assert places(net, "identity") == ["layers.0:identity", "layers.1:identity"]
+    assert places(net, "pre") == ["layers.0:pre", "layers.1:pre"]
+
+
+class GatedFirst(nn.Module):
+    def __init__(self, gated: bool) -> None:
+        super().__init__()
+        self.body, self.excite, self.gated = body(8, 8), conv(8, 8, 1), gated
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = torch.sigmoid(self.excite(x.mean((2, 3), keepdim=True)))
+        return x + self.body(x * gate if self.gated else x)
+
+
+def test_a_gate_written_out_at_the_start_of_the_branch() -> None:
+    with pytest.raises(se_inject.RulesError, match="already gated by mul"):
+        se_inject.plan(GatedFirst(True), SIZE, "pre")
+    assert places(GatedFirst(False), "pre") == [":pre"]
 
 
 def test_nested_blocks_are_left_to_the_inner_ones_by_auto() -> None:

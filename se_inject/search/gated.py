@@ -11,6 +11,8 @@ from se_inject.search.chains import chain, gate, steps
 from se_inject.search.nodes import data, result
 from se_inject.search.words import Op
 
+BETWEEN = ("act", "norm", "pass", "scale", "bias", "permute")  # what may stand between a value and its gate
+
 
 def made_by(node: fx.Node) -> Iterator[tuple[Op, fx.Node]]:
     """The operators that made a value, the last first, for as long as it is one chain, each with its node in the graph
@@ -33,17 +35,24 @@ def gated(node: fx.Node) -> str:
     for o, maker in made_by(node):
         if o.kind == "gate":
             return f"already gated by {maker.meta.get('path') or maker.name}"
-        if o.kind not in ("act", "norm", "pass", "scale", "bias", "permute"):
+        if o.kind not in BETWEEN:
             break
     return ""
 
 
 def gated_next(node: fx.Node) -> str:
-    """Why the value counts as gated already: the gate that it goes into."""
+    """Why the value counts as gated already: the gate that it goes into, norms and activations looked through."""
     for user in node.users:
-        if not user.op.startswith("call"):
-            continue
-        kinds = {o.kind for o in chain(user)}
-        if gate(user) is node or ("gate" in kinds and kinds <= {"gate", "pass"}):
+        if user.op.startswith("call") and (gate(user) is node or begins_gated(user)):
             return f"already gated by {user.meta.get('path') or user.name}"
+    return ""
+
+
+def begins_gated(node: fx.Node) -> str:
+    """Why what ``node`` takes counts as gated already: it begins with a gate, norms and activations looked through."""
+    for o in chain(node):
+        if o.kind == "gate":
+            return f"already gated by {node.meta.get('path') or node.name}"
+        if o.kind not in BETWEEN:
+            break
     return ""

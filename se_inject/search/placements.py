@@ -12,12 +12,12 @@ from torch import fx
 from se_inject.search.axes import area, channel_axis, channels
 from se_inject.search.calls import Call
 from se_inject.search.candidates import Candidate, Flow
-from se_inject.search.chains import chain, depth, holds_gate, passes
+from se_inject.search.chains import chain, depth, gate, holds_gate, passes
 from se_inject.search.flow import end
-from se_inject.search.gated import gated, gated_next
+from se_inject.search.gated import begins_gated, gated, gated_next
 from se_inject.search.inner import early, inner
 from se_inject.search.nodes import data, result, shape
-from se_inject.search.units import acts, behind, tail, unit
+from se_inject.search.units import acts, behind, gates, tail, unit
 
 
 def standard(flow: Flow, call: Call) -> Iterator[Candidate]:
@@ -43,9 +43,10 @@ def pre(flow: Flow, call: Call) -> Iterator[Candidate]:
             starts = {join.fork} if join.fork is not None else {n for n in branch.nodes if n.op == "placeholder"}
             starts |= {n for b in branch.nodes for n in data(b) if join.fork is None and n.op == "placeholder"}
             firsts = [n for n in sorted(branch.nodes) if starts & set(data(n))]
+            firsts = [n for n in firsts if gate(n) in starts] or firsts  # a gate takes it twice: squeeze and product
             if len(starts) == 1 and len(firsts) == 1:
-                start = next(iter(starts))
-                yield Candidate("pre", call, start, channels(start), join, user=firsts[0])
+                start, first = next(iter(starts)), firsts[0]
+                yield Candidate("pre", call, start, channels(start), join, gated=begins_gated(first), user=first)
 
 
 def post(flow: Flow, call: Call) -> Iterator[Candidate]:
@@ -62,8 +63,10 @@ def identity(flow: Flow, call: Call) -> Iterator[Candidate]:
         for branch in join.shortcuts:
             entering = channels(join.fork or branch.operand)
             user = next(iter(n for n in branch.operand.users if n is join.node or n in join.parts), None)
+            own = any(o.kind == "gate" for n in branch.nodes for o in chain(n))  # and not one before the fork
+            reason = gated(branch.operand) if own else ""
             if user is not None:
-                yield Candidate("identity", call, branch.operand, entering, join, user=user)
+                yield Candidate("identity", call, branch.operand, entering, join, gated=reason, user=user)
 
 
 def conv(flow: Flow, call: Call) -> Iterator[Candidate]:
@@ -120,9 +123,10 @@ def stage(flow: Flow, call: Call) -> Iterator[Candidate]:
     for node in call.graph.nodes:
         if node.op != "call_module" or len(shape(node)) != 4 or depth(node) < 2 or channel_axis(node) != 1:
             continue
-        drops = [u for u in node.users if u.op.startswith("call") and (len(shape(u)) == 2 or area(u) < area(node))]
+        place = behind(node, gates)
+        drops = [u for u in place.users if u.op.startswith("call") and (len(shape(u)) == 2 or area(u) < area(node))]
         if drops and flow.around(call, node) is None:
-            yield Candidate("stage", call, node, channels(node), gated=gated(node) or gated_next(node))
+            yield Candidate("stage", call, place, channels(place), gated=gated(place) or gated_next(place))
 
 
 def network_input(flow: Flow, call: Call) -> Iterator[Candidate]:
@@ -130,7 +134,7 @@ def network_input(flow: Flow, call: Call) -> Iterator[Candidate]:
     for node in call.graph.nodes:
         if node.op == "placeholder" and not call.path and len(shape(node)) == 4 and len(node.users) == 1:
             user = next(iter(node.users))
-            yield Candidate("input", call, node, shape(node)[1], user=user, name="stn")
+            yield Candidate("input", call, node, shape(node)[1], gated=begins_gated(user), user=user, name="stn")
 
 
 def _summed(flow: Flow, call: Call, node: fx.Node) -> bool:

@@ -53,5 +53,16 @@ def acts(node: fx.Node) -> bool:
 
 
 def tail(node: fx.Node) -> bool:
-    """Norm and activation behind a convolution."""
-    return node.op.startswith("call") and {o.kind for o in chain(node)} <= {"norm", "act", "pass", "scale", "bias"}
+    """Norm and activation behind a convolution, and a gate."""
+    return node.op.startswith("call") and {o.kind for o in chain(node)} <= {
+        "norm",
+        "act",
+        "pass",
+        "scale",
+        "bias",
+        "gate",
+    }
+
+
+def gates(node: fx.Node) -> bool:
+    return node.op.startswith("call") and {o.kind for o in chain(node)} <= {"gate", "pass"}
