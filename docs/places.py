@@ -43,6 +43,7 @@ PLACES: dict[str, tuple[str, Make, int, int]] = {
     "post": ("post", bottleneck, 256, 14),
     "identity": ("identity", bottleneck, 256, 14),
     "inner": ("inner", bottleneck, 256, 14),
+    "early": ("early", bottleneck, 256, 14),
     "auto": ("auto", lambda: InvertedResidual(32, 32, 1, 6), 32, 14),
     "conv": ("conv", lambda: make_layers([64, 64], batch_norm=True), 3, 32),
     "concat": ("concat", lambda: Inception(192, 64, 96, 128, 16, 32, 32), 192, 14),

@@ -29,7 +29,10 @@ def blocks() -> Rows:
 def placements() -> Rows:
     from se_inject.search.placements import PLACEMENTS
 
-    auto = {"placement": "auto", "where": "inner for depthwise blocks, standard for other residual blocks"}
+    where = (
+        "for depthwise blocks inner, other residual blocks standard, branches concat; conv where there are no blocks"
+    )
+    auto = {"placement": "auto", "where": where}
     return [auto, *({"placement": n, "where": " ".join((p.__doc__ or "").split())} for n, p in PLACEMENTS.items())]
 
 
