@@ -26,6 +26,7 @@ from se_inject.types import Plan
 BATCHES = (1, 2, 7)  # at which a program with a free batch is compared
 LARGER = (32, 64, 32)  # added to the sides for a second size
 HALF = 1e-2  # half precision: other kernels round at other places
+UNSAFE = "\"'\\"  # would end the string that a name stands in
 PROGRAM = 1e-5  # of the outputs' size: the same kernels, sometimes fused
 
 
@@ -49,6 +50,8 @@ def export(model: nn.Module, inputs: Inputs | None, seed: int) -> Exported:
     """The model as a program, its mode restored. Raises ``WriteError`` when torch.export does not take it."""
     if inputs is None:
         raise WriteError("cannot export the model: there are no example inputs. Give them when the plan is made.")
+    if odd := next((name for name in _names(model) if any(c in UNSAFE or not c.isprintable() for c in name)), ""):
+        raise WriteError(f"torch.export writes names into code: rename {odd!a}, or leave out the formats pt2 and onnx.")
     example = batched(inputs)
     failure = ""
     with preserved(model), forked_rng(seed), warnings.catch_warnings():
@@ -68,6 +71,12 @@ def export(model: nn.Module, inputs: Inputs | None, seed: int) -> Exported:
         f"torch.export does not take this model ({failure or 'its outputs are others'}). "
         "Leave out the formats pt2 and onnx."
     )
+
+
+def _names(model: nn.Module) -> Iterator[str]:
+    """Of modules, parameters and buffers, each path in whole."""
+    for named in (model.named_modules(), model.named_parameters(), model.named_buffers()):
+        yield from (name for name, _ in named)
 
 
 def batched(inputs: Inputs) -> Inputs:
