@@ -9,6 +9,8 @@ code is 1 when a row misses it.
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,7 @@ import timm
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import save_file
 from torch import nn
 
 import se_inject
@@ -28,6 +31,35 @@ NETS = ("resnet50", "resnet152")
 MAPPED = "resnet152"
 CHAIN = (100, 2000)  # blocks
 REPEAT = 3
+CHECKPOINT = 1800 << 20  # bytes
+LAYER = 2048  # in and out: 16 MiB of weights
+
+NET = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, layers, width):
+        super().__init__(*[nn.Linear(width, width, bias=False) for _ in range(layers)])
+"""
+READ = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from se_inject.models.loading import load_model
+
+def status(file, name):
+    return next(int(line.split()[1]) * 1024 for line in open(f"/proc/self/{file}") if line.startswith(name))
+
+def load(path, layers, width):
+    args = {"layers": layers, "width": width}
+    model = load_model("checkpoint_net:Net", model_args=args, checkpoint=path, allow_factory=True).model
+    return model, sum(p.sum() for p in model.parameters())  # every page is read
+
+layers, width = map(int, sys.argv[4:])
+kept = load(sys.argv[2], 1, 8)  # imports and caches
+anonymous, resident = status("smaps_rollup", "Anonymous:"), status("status", "VmRSS:")
+kept = load(sys.argv[3], layers, width)
+print(status("smaps_rollup", "Anonymous:") - anonymous, status("status", "VmHWM:") - resident)
+"""
 
 BARE = """
 import timm
@@ -138,7 +170,45 @@ print(anonymous() - before)
         )
 
 
-ROWS = {"splice": splice, "chain": chain, "command": command, "memory": memory}
+def save_shards(state: dict[str, torch.Tensor], path: Path, count: int = 4) -> None:
+    """A folder of shards with their index."""
+    path.mkdir()
+    names = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    placed = {key: names[i % count] for i, key in enumerate(state)}
+    for name in names:
+        save_file({key: state[key] for key in state if placed[key] == name}, path / name)
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+
+
+SAVERS: dict[str, Callable[[dict[str, torch.Tensor], Path], object]] = {
+    "zip": torch.save,
+    "safetensors": save_file,
+    "4 shards": save_shards,
+    "old format": lambda state, path: torch.save(state, path, _use_new_zipfile_serialization=False),
+}
+
+
+def read() -> Iterator[Row]:
+    """What reading a checkpoint into a model costs: memory of its own, and resident at most, against the file."""
+    layers = CHECKPOINT // (LAYER * LAYER * 4)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "checkpoint_net.py").write_text(NET)
+        for kind, save in SAVERS.items():
+            save({"0.weight": torch.ones(8, 8)}, folder / "small")
+            save({f"{i}.weight": torch.full((LAYER, LAYER), float(i)) for i in range(layers)}, folder / "large")
+            command = [sys.executable, "-c", READ, temporary, str(folder / "small"), str(folder / "large")]
+            done = subprocess.run(
+                [*command, str(layers), str(LAYER)], check=True, capture_output=True, text=True, cwd=temporary
+            )
+            own, peak = (int(n) / (layers * LAYER * LAYER * 4) for n in done.stdout.split())
+            yield f"memory of its own, reading {kind}", "size of the file", own, 1.1 if kind == "old format" else 0.1
+            yield f"resident memory, reading {kind}", "size of the file", peak, 1.1
+            for path in (folder / "small", folder / "large"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+ROWS = {"splice": splice, "chain": chain, "command": command, "memory": memory, "read": read}
 
 
 def main() -> int:

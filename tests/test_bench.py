@@ -19,15 +19,22 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for name, value in (("NETS", ("resnet18",)), ("MAPPED", "resnet18"), ("CHAIN", (2, 4)), ("REPEAT", 1)):
+    for name, value in (
+        ("NETS", ("resnet18",)),
+        ("MAPPED", "resnet18"),
+        ("CHAIN", (2, 4)),
+        ("REPEAT", 1),
+        ("CHECKPOINT", 1 << 20),
+        ("LAYER", 128),
+    ):
         assert hasattr(module, name)
         monkeypatch.setattr(module, name, value)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     return module
 
 
-ROWS = {"splice": 1, "chain": 1, "command": 2, "memory": 1}
-SLOW = {"command", "memory"}  # processes of their own
+ROWS = {"splice": 1, "chain": 1, "command": 2, "memory": 1, "read": 8}
+SLOW = {"command", "memory", "read"}  # processes of their own
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in ROWS])
@@ -64,5 +71,5 @@ def test_exit_code_says_whether_a_goal_was_missed(
 
 def test_unknown_row(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["bench.py", "splcie"])
-    with pytest.raises(SystemExit, match="no rows splcie; there are splice, chain, command, memory"):
+    with pytest.raises(SystemExit, match="no rows splcie; there are splice, chain, command, memory, read"):
         bench.main()
