@@ -1,6 +1,7 @@
 # Every target brings its own environment: a fresh clone needs python3 (3.11 or newer) and nothing else.
 #   make demo       convert a real ImageNet checkpoint, and compare what it says before and after
 #   make test       the test suite      make test-slow  what takes longer      make bench  speed, as ratios
+#   make fuzz       readers against what hypothesis makes of their formats, a minute each
 #   make lint       ruff                make types      mypy                   make clean  everything made here
 #   make docs       the references in docs/, from the code                     make pictures  the README's, from a run
 
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
-.PHONY: setup demo test test-slow bench lint types docs pictures clean
+.PHONY: setup demo test test-slow bench fuzz lint types docs pictures clean
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -38,6 +39,9 @@ test-slow: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench.py
+
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
