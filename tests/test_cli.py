@@ -30,8 +30,8 @@ from se_inject.checks import baseline
 from se_inject.checks import verify as checking
 from se_inject.cli import main
 from se_inject.cli.listing import SCHEMAS, WHAT
-from se_inject.files import store
 from se_inject.files import write as write_module
+from se_inject.files.formats import whole
 from se_inject.surgery import splice
 
 ROOT = Path(__file__).parent.parent
@@ -520,7 +520,9 @@ def test_interrupt_while_loading_leaves_nothing(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [(baseline, "take"), (splice, "apply"), (injection, "_checks"), (store, "read_back")], ids=str
+    ("module", "name"),
+    [(baseline, "take"), (splice, "apply"), (injection, "_checks"), (whole, "read_weights")],
+    ids=str,
 )
 def test_interrupt_at_any_step_leaves_nothing(
     here: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
@@ -663,7 +665,10 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     "verify without factory": (["verify", "out"], "--model pkg.module:factory"),
     "verify another model": (["verify", "out", "--model", "cli_nets:make", "--model-arg", "width=8"], "fingerprint"),
     "remove nothing": (["remove", "nonesuch", "-o", "o"], "nonesuch is not a folder written by se_inject"),
-    "remove onto itself": (["remove", "out", "--model", "cli_nets:make", "-o", "out", "--force"], "contains the input"),
+    "remove onto itself": (
+        ["remove", "out", "--model", "cli_nets:make", "-o", "out", "--force"],
+        "is, or links to, the input",
+    ),
     "report nothing": (["report", "nonesuch"], "nonesuch is not a folder written by se_inject"),
     "report of wrong sums": (["report", "sums"], "disagrees with itself"),
     "list no block": (["list", "blocks", "sse"], "no block is called 'sse'. Did you mean 'se'"),

@@ -16,6 +16,7 @@ from tests.snippets import Reader, commands, fences, missing, run
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 TUTORIAL = "tutorial.md"  # has tests of its own below
+SLOW = {"formats.md"}  # exports
 # Makes the tutorial short: text -> other text.
 QUICK = {"steps=60": "steps=1", "slice(1400, None)": "slice(1400, 1416)"}
 NOT_RUN = {'python -m pip install ".[demo]"'}
@@ -44,7 +45,9 @@ def follow(name: str, folder: Path, stand_ins: Mapping[str, str] | None = None) 
     return reader
 
 
-@pytest.mark.parametrize("name", [name for name in PAGES if name != TUTORIAL])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in PAGES if n != TUTORIAL]
+)
 def test_snippets_run(name: str, tmp_path: Path) -> None:
     follow(name, tmp_path)
 

@@ -478,11 +478,18 @@ TIMM = {
     "ese": ("resnet10t", {"placement": "standard", "block": "ese"}, ARGUMENTS),
     "gc, paper": ("resnet10t", {"placement": "standard", "block": "gc", "init": "paper"}, NARROW),
     "a RegNet": ("regnetx_002", "regnety", NARROW),
+    "last blocks of VoVNet": (
+        "vovnet39a",
+        {"block": "ese", "include": ["re:stages\\.[01]\\.blocks\\.0", "stages.2.blocks.1", "stages.3.blocks.1"]},
+        NARROW,
+    ),
+    "a ratio of RepVGG's, paper": ("repvgg_a0", {"placement": "sum", "init": "paper", "ratio": 4}, NARROW),
+    "cbam, paper": ("resnet10t", {"placement": "standard", "block": "cbam", "init": "paper"}, NARROW),
     "sums of RepVGG, paper": ("repvgg_a0", {"placement": "sum", "init": "paper"}, NARROW),
 }
 
 
-LARGE = ("sums of RepVGG, paper", "a RegNet")
+LARGE = ("sums of RepVGG, paper", "a ratio of RepVGG's, paper", "last blocks of VoVNet", "a RegNet")
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] if c in LARGE else []) for c in TIMM])
