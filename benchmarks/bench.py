@@ -30,6 +30,7 @@ import se_inject
 NETS = ("resnet50", "resnet152")
 MAPPED = "resnet152"
 CHAIN = (100, 2000)  # blocks
+GROWN = 280  # blocks of each of four stages: ten thousand modules
 REPEAT = 3
 CHECKPOINT = 1800 << 20  # bytes
 LAYER = 2048  # in and out: 16 MiB of weights
@@ -120,6 +121,20 @@ def chain() -> Iterator[Row]:
     yield f"plan + splice per block, chain of {many:,}", f"chain of {few}", (b / many) / (a / few), 1.5
 
 
+def growth() -> Iterator[Row]:
+    """Cost per module from resnet18 to the same network of thousands of modules, without weights."""
+
+    def net(blocks: int) -> nn.Module:
+        with torch.device("meta"):
+            return timm.models.resnet.ResNet(timm.models.resnet.BasicBlock, (blocks,) * 4).eval()
+
+    nets = {blocks: [net(blocks) for _ in range(REPEAT)] for blocks in (2, GROWN)}
+    small, large = (sum(1 for _ in made[0].modules()) for made in nets.values())
+    few, many = map(iter, nets.values())
+    a, b = fastest(lambda: inject(next(few), (3, 64, 64)), lambda: inject(next(many), (3, 64, 64)))
+    yield f"plan + splice per module, ResNet of {large:,} modules", f"resnet18, {small}", (b / large) / (a / small), 1.5
+
+
 def command() -> Iterator[Row]:
     """The whole command, against a process that imports timm, builds the model and saves it with safetensors."""
     with tempfile.TemporaryDirectory() as folder:
@@ -208,7 +223,7 @@ def read() -> Iterator[Row]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-ROWS = {"splice": splice, "chain": chain, "command": command, "memory": memory, "read": read}
+ROWS = {"splice": splice, "chain": chain, "growth": growth, "command": command, "memory": memory, "read": read}
 
 
 def main() -> int:

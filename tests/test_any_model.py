@@ -240,6 +240,29 @@ def test_a_graph_has_the_sites_of_the_eager_model(kind: str, name: str) -> None:
     assert torch.equal(se_inject.remove(result.model)(x), model(x))
 
 
+class Keeping(Layers):
+    """Leaves what it computed in a list of its own, as RAFT does; with its history no copy can be made of that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pyramid: list[torch.Tensor] = []
+
+    def forward(self, x):
+        self.pyramid = [F.relu(x + self.bn2(self.conv2(self.first(x))))]
+        return self.pyramid[0] * 1.0
+
+
+def test_values_that_a_forward_keeps() -> None:
+    model = net(Keeping)
+    model(image()).sum().backward()  # the user ran it before
+    model.zero_grad()
+    kept = model.blocks[0].pyramid
+    result = passed(inject(model), "blocks.0.se")
+    assert model.blocks[0].pyramid is kept and kept[0].grad_fn is not None
+    copied = copy.deepcopy(result.model)  # the checks left nothing of theirs in it
+    assert torch.equal(copied.blocks[0].pyramid[0], kept[0]) and torch.equal(copied(image()), model(image()))
+
+
 class Counted(Layers):
     """Python state that changes with every call stays the instance's own."""
 

@@ -23,6 +23,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         ("NETS", ("resnet18",)),
         ("MAPPED", "resnet18"),
         ("CHAIN", (2, 4)),
+        ("GROWN", 3),
         ("REPEAT", 1),
         ("CHECKPOINT", 1 << 20),
         ("LAYER", 128),
@@ -33,7 +34,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-ROWS = {"splice": 1, "chain": 1, "command": 2, "memory": 1, "read": 8}
+ROWS = {"splice": 1, "chain": 1, "growth": 1, "command": 2, "memory": 1, "read": 8}
 SLOW = {"command", "memory", "read"}  # processes of their own
 
 

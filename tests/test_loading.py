@@ -251,8 +251,8 @@ SIZES: dict[tuple[str, tuple[tuple[str, Any], ...]], tuple[int, ...] | None] = {
     ("torchvision:inception_v3", ()): (3, 299, 299),
     ("torchvision:quantized_resnet18", ()): (3, 224, 224),
     ("torchvision:fcn_resnet50", ()): (3, 520, 520),
-    ("torchvision:fasterrcnn_resnet50_fpn", ()): None,
-    ("torchvision:r3d_18", ()): None,
+    ("torchvision:vit_b_32", (("image_size", 64),)): (3, 64, 64),
+    ("torchvision:r3d_18", ()): (3, 16, 112, 112),
 }
 
 

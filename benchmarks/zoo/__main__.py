@@ -28,7 +28,6 @@ PER_PROCESS = 60  # generated classes and source stay in a process: a fresh one 
 def run(tasks: list[tuple[str, str]], rows: dict[tuple[str, str], Row], file: Path, jobs: int) -> None:
     """Examine what ``rows`` does not hold yet, and append it to the file."""
     left = [task for task in tasks if task not in rows]
-    random.Random(0).shuffle(left)  # large and small mixed, so that the time left is told right
     context = multiprocessing.get_context("spawn")
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with (
@@ -45,14 +44,14 @@ def run(tasks: list[tuple[str, str]], rows: dict[tuple[str, str], Row], file: Pa
 
 
 def smallest(rows: Iterable[Row]) -> list[str]:
-    """The member of every family with the fewest parameters that takes a block, and all of torchvision."""
+    """The member of every family with the fewest parameters that takes a block, and all of torchvision; small first."""
     best: dict[str, Row] = {}
     for row in rows:
         if row.kind == "structure" and row.blocks:
             key = row.name if row.name.startswith("torchvision:") else row.family
             if key not in best or row.parameters < best[key].parameters:
                 best[key] = row
-    return [row.name for row in best.values()]
+    return [row.name for row in sorted(best.values(), key=lambda row: row.parameters)]
 
 
 def main() -> None:
@@ -69,6 +68,7 @@ def main() -> None:
             row = Row(**json.loads(line))
             rows[row.kind, row.name] = row
     wanted = names(*options.pattern)
+    random.Random(0).shuffle(wanted)  # large and small mixed, so that the time left is told right
     if options.kind != "numeric":
         run([("structure", name) for name in wanted], rows, options.rows, options.jobs)
     chosen = [row for row in rows.values() if row.name in set(wanted)]

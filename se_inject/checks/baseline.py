@@ -121,11 +121,14 @@ def tensors_in(output: Any) -> list[torch.Tensor]:
 def preserved(model: nn.Module) -> Iterator[None]:
     """Modes and buffers of all modules are afterwards what they were, whether a forward writes or replaces them.
 
+    So are attributes in which a forward left tensors (RAFT's pyramid): with their history they could not be copied.
+
     What ``Module.compile()`` made is set aside meanwhile: the checks run the code itself.
     """
     modes = [(module, module.training) for module in model.modules()]
     held = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    plain = [(module.__dict__, dict(module.__dict__)) for module in model.modules()]
     compiled = [(m, m._compiled_call_impl) for m in model.modules() if m._compiled_call_impl is not None]
     for module, _ in compiled:
         module._compiled_call_impl = None
@@ -134,6 +137,12 @@ def preserved(model: nn.Module) -> Iterator[None]:
     finally:
         for module, call in compiled:
             module._compiled_call_impl = call
+        for attributes, earlier in plain:
+            for name in [
+                name for name, value in attributes.items() if value is not earlier.get(name) and _holds(value)
+            ]:
+                attributes.pop(name)
+                attributes.update({name: earlier[name]} if name in earlier else {})
         for own, buffers in held:
             own.clear()
             own.update(buffers)
@@ -143,6 +152,12 @@ def preserved(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
         for module, mode in modes:
             module.training = mode
+
+
+def _holds(value: Any) -> bool:
+    """Whether there is a tensor in a plain value."""
+    leaves = pytree.tree_leaves(value) if isinstance(value, torch.Tensor | list | tuple | dict) else ()
+    return any(isinstance(leaf, torch.Tensor) for leaf in leaves)
 
 
 def digest(tensor: torch.Tensor) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from se_inject.errors import TraceError
 
@@ -33,15 +34,18 @@ HOOKS = (
 # transformers hooks its models at their first forward, to collect hidden states, and remembers it in this attribute: a
 # copy without the hooks must forget it, and is hooked anew.
 HOOKED = "_output_capturing_hooks_installed"
+OWN = ("_parameters", "_buffers", "_modules")
 
 
 def tensors(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Every tensor a model holds: parameters, buffers, and plain attributes of its modules."""
+    """Every tensor a model holds: parameters, buffers, and plain attributes of its modules, in lists and dicts too."""
     for module in model.modules():
         for group in (module._parameters, module._buffers, module.__dict__):
-            for value in group.values():
+            for name, value in group.items():
                 if isinstance(value, torch.Tensor):
                     yield value
+                elif isinstance(value, list | tuple | dict) and name not in OWN:
+                    yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor))
 
 
 def to_meta(tensor: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
 from se_inject.blocks import find_block
 from se_inject.errors import PlanMismatchError, SpliceError
+from se_inject.search.skeleton import tensors
 from se_inject.surgery.fingerprint import fingerprint
 from se_inject.surgery.generated import generated, is_generated
 from se_inject.surgery.source import Edit, is_name
@@ -53,8 +54,11 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """A deep copy; a ``GraphModule`` copies what its graph names, and forgets the record."""
-    new = copy.deepcopy(model)
+    """A deep copy; a ``GraphModule`` copies what its graph names, and forgets the record.
+
+    What a forward with gradients left in an attribute (RAFT's pyramid) has no deep copy: it goes without its history.
+    """
+    new = copy.deepcopy(model, {id(t): t.detach().clone() for t in tensors(model) if t.grad_fn is not None})
     if RECORD in model.__dict__:
         _remember(new, model.__dict__[RECORD])
     return new
