@@ -1,4 +1,4 @@
-"""Whatever mode a model is in, it is in the same afterwards; what is random in train mode, and auxiliary heads, stay."""
+"""A model stays in the mode that it is in; what is random in train mode, and auxiliary heads, are kept."""
 
 from __future__ import annotations
 

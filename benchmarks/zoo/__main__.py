@@ -80,8 +80,8 @@ def main() -> None:
         print(text)
         return
     options.output.write_text(text)
-    data = json.dumps([{k: v for k, v in asdict(row).items() if v not in ({}, "")} for row in chosen], indent=0)
-    options.output.with_suffix(".json").write_text(data + "\n")
+    lines = [json.dumps({k: v for k, v in asdict(row).items() if v != {}}) for row in chosen]
+    options.output.with_suffix(".json").write_text("[\n" + ",\n".join(lines) + "\n]\n")
 
 
 if __name__ == "__main__":

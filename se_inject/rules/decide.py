@@ -140,6 +140,8 @@ def _nothing(sites: tuple[Site, ...], rules: Rules, decisions: tuple[Decision, .
     kinds: dict[str, list[str]] = {}
     for decision in decisions:  # each gate has a path of its own, and all are one reason
         kinds.setdefault(re.sub(r"(?<=already gated by ).*", "", decision.reason), []).append(decision.reason)
-    found = max(kinds.values(), key=lambda found: (len(found), found[0].startswith("already")))
+    # What says that another placement takes the block tells nothing when that one does not.
+    told = [found for kind, found in kinds.items() if not kind.endswith("takes standard")] or list(kinds.values())
+    found = max(told, key=lambda found: (len(found), found[0].startswith("already")))
     reason, count = found[0], len(found)
     return f"the rules select none of the {len(sites)} sites; most often ({count}): {reason}."
