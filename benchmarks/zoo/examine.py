@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from benchmarks import leave_se_out
 from benchmarks.zoo.architectures import family, load
 from se_inject.checks.verify import planned_keys
 from se_inject.errors import RulesError, TraceError
@@ -43,6 +44,8 @@ class Row:
     modules: int = 0
     sites: dict[str, int] = field(default_factory=dict)  # by placement, those with a way to insert
     obstacles: dict[str, int] = field(default_factory=dict)  # why the others have none
+    gates: int = 0  # that it came with
+    again: int = 0  # of these, with a site where they stood, when they are left out
     rules: str = ""  # auto, or the placement asked for where auto takes nothing
     blocks: int = 0
     reason: str = ""  # why auto takes nothing
@@ -82,13 +85,18 @@ def first_line(error: BaseException) -> str:
 
 def _structure(row: Row) -> None:
     """Find the sites of every placement, plan with ``auto``, splice, and compare with the planned graphs."""
-    loaded, inputs = load(row.name, weights=False)
+    weights = False
+    loaded, inputs = load(row.name, weights=weights)
     try:
         surveyed = survey(loaded.model, inputs, PLACEMENTS, 0)
     except TraceError:  # its forward reads values, which meta tensors have not
-        loaded, inputs = load(row.name, weights=True)
+        weights = True
+        loaded, inputs = load(row.name, weights=weights)
         surveyed = survey(loaded.model, inputs, PLACEMENTS, 0)
     model, (recorded, found, _) = loaded.model, surveyed
+    if leave_se_out.gates(recorded):
+        left = leave_se_out.examine(row.name, row.family, load(row.name, weights=weights)[0].model, inputs)
+        row.gates, row.again = left.gates, left.gates - len(left.missed)
     planned = _plan(row, model, surveyed)
     if planned is not None:
         plan, keys = planned.plan, set(model.state_dict())

@@ -16,7 +16,8 @@ spliced in, and the rewritten modules, traced again, must be the planned graphs,
 ones more. *Numeric*, of the smallest member of every family and of all torchvision, with random weights, norms and
 layer scales randomised: outputs bit-equal in eval mode and in train mode from the same random state, every block
 reached by a forward and a gradient, every key kept. *fx alone*: `torch.fx.symbolic_trace` takes the whole model.
-Seconds are of one processor.
+*Own gates* are those that architectures of the family come with; *found again* is how many of their places have a site
+when they are left out ([leave-SE-out](leave-se-out.md)). Seconds are of one processor.
 """
 
 
@@ -65,16 +66,19 @@ def _totals(structure: list[Row], numeric: dict[str, Row]) -> list[str]:
 
 
 def _families(structure: list[Row], numeric: dict[str, Row]) -> list[str]:
-    lines = ["", "## Families", "", "| family | architectures | with blocks | rules | blocks | numeric | fx alone |"]
-    lines.append("|---|---:|---:|---|---:|---|---:|")
+    columns = "family | architectures | with blocks | rules | blocks | own gates | found again | numeric | fx alone"
+    lines = ["", "## Families", "", f"| {columns} |", "|---|---:|---:|---|---:|---:|---:|---|---:|"]
     for family in sorted({row.family for row in structure}):
         group = [row for row in structure if row.family == family]
         rules = ", ".join(f"{name} {n}" for name, n in Counter(row.rules for row in group if row.rules).most_common())
         checked = [numeric[row.name] for row in group if row.name in numeric]
         passed = f"{sum(row.passed for row in checked)} of {len(checked)}" if checked else ""
         done, traced = (100 * sum(f(row) for row in group) / len(group) for f in (_done, lambda row: row.fx == ""))
-        blocks = sum(row.blocks for row in group)
-        lines.append(f"| {family} | {len(group)} | {done:.0f} % | {rules} | {blocks:,} | {passed} | {traced:.0f} % |")
+        blocks, gates, again = (sum(getattr(row, what) for row in group) for what in ("blocks", "gates", "again"))
+        found = f"{gates:,} | {100 * again / gates:.0f} %" if gates else " | "
+        lines.append(
+            f"| {family} | {len(group)} | {done:.0f} % | {rules} | {blocks:,} | {found} | {passed} | {traced:.0f} % |"
+        )
     return lines
 
 

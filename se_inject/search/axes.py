@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 
 from torch import fx
 
@@ -16,7 +17,7 @@ def channel_axis(node: fx.Node) -> int | None:
     """The axis of the channels, from the operator that made them, followed through what keeps or permutes axes."""
     rank, o = len(shape(node)), op(node)
     call: Call | None = node.meta.get("call")
-    inner = result(call) if call is not None else None
+    inner = result(call) if call is not None else _part(node)
     if inner is not None:
         return channel_axis(inner)
     if node.op == "placeholder":
@@ -57,6 +58,19 @@ def channels(node: fx.Node) -> int:
     axis = channel_axis(node)
     dims = shape(node)
     return dims[axis if axis is not None else 1] if len(dims) > 1 else 0
+
+
+def _part(node: fx.Node) -> fx.Node | None:
+    """In the graph of a child, the one of its several results that the node takes."""
+    if node.op != "call_function" or node.target is not operator.getitem or not isinstance(node.args[0], fx.Node):
+        return None
+    call: Call | None = node.args[0].meta.get("call")
+    results = call.graph.output_node().args[0] if call is not None else None
+    try:
+        found = results[node.args[1]]  # type: ignore[index]
+    except (TypeError, KeyError, IndexError):  # no tuple or dict, or a part of a part
+        return None
+    return found if isinstance(found, fx.Node) else None
 
 
 def settle_axis(node: fx.Node, axis: int) -> None:
