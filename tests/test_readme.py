@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import itertools
 import re
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from se_inject.rules.schema import read
-from tests.snippets import commands, fences, missing, run
+from tests.snippets import commands, fences, missing, run, words
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -134,6 +135,23 @@ def test_rules_that_are_shown_mean_what_they_say(ran: tuple[Path, dict[str, str]
     assert "layer4.2.se" in printed and "2048 -> 256" in printed  # the entry's ratio 8
     assert "layer2.0.se" in printed and "512 -> 32" in printed  # the file's ratio 16
     assert "layer1.0.se" not in printed
+
+
+def test_the_terminal_in_the_picture_shows_what_is_printed(ran: tuple[Path, dict[str, str]]) -> None:
+    """``make pictures`` takes it anew."""
+    svg = (ROOT / "docs" / "pictures" / "terminal.svg").read_text()
+    shown = [html.unescape(text) for text in re.findall(r'<text class="terminal-r[^>]*>(.*?)</text>', svg)]
+    command = shown.pop(0).replace("\xa0", " ").removeprefix("$ ")
+    assert words(" ".join(shown)) == words(ran[1][command])
+    assert "url(http" not in svg  # fonts, fetched from elsewhere
+
+
+def test_pictures_are_small_and_described() -> None:
+    pictures = re.findall(r"!\[(.*)\]\((.*)\)", TEXT)
+    assert len(pictures) == 2
+    for text, path in pictures:
+        assert len(text) > 60
+        assert (ROOT / path).stat().st_size < 250_000
 
 
 def test_no_paths_of_a_machine() -> None:
