@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from docs import generate, places
+from se_inject.cli import main
 from tests.snippets import Reader, commands, fences, missing, run
 
 ROOT = Path(__file__).parent.parent
@@ -93,3 +95,43 @@ def test_links_and_pictures(name: str) -> None:
     for alt, link in re.findall(r"(!?\[[^]]*)\]\((?!https?:)([^)#]+)\)", text):
         assert (ROOT / "docs" / link).exists(), link
         assert len(alt) > 10 or not alt.startswith("!"), f"{link} has no text for those who do not see it"
+
+
+# -- completion -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_as_documented(shell: str) -> None:
+    """What the line for the shell's configuration prints defines a function that asks the command again."""
+    command = f"_SE_INJECT_COMPLETE={shell}_source se-inject"
+    assert command in (ROOT / "docs" / "cli.md").read_text()
+    variable, value = command.split()[0].split("=")
+    result = CliRunner(env={variable: value}).invoke(main, prog_name="se-inject")
+    assert result.exit_code == 0 and f"{variable}={shell}_complete" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("ver", ["verify"]),
+        ("plan torchvision:resnet1", ["torchvision:resnet101", "torchvision:resnet152", "torchvision:resnet18"]),
+        ("plan timm:seresnet3", ["timm:seresnet33ts", "timm:seresnet34"]),
+        ("plan m --rules se-res", ["se-resnet", "se-resnet-3x3"]),
+        ("plan m --block e", ["ese", "eca"]),
+        ("convert m --init ", ["identity", "absorb", "paper"]),
+        ("convert m --placement st", ["standard", "stage"]),
+        ("plan m --block no", []),
+    ],
+)
+def test_names_are_completed(typed: str, offered: list[str]) -> None:
+    environment = {"_SE_INJECT_COMPLETE": "bash_complete", "COMP_WORDS": f"se-inject {typed}"}
+    words = f"{environment['COMP_WORDS']}x".split()
+    result = CliRunner(env={**environment, "COMP_CWORD": str(len(words) - 1)}).invoke(main, prog_name="se-inject")
+    assert [line.partition(",")[2] for line in result.stdout.splitlines() if line] == offered
+
+
+def test_examples_of_the_help_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that need nothing but a model's name."""
+    monkeypatch.chdir(tmp_path)
+    examples = [line.strip() for line in generate.commands().splitlines() if line.startswith("    se-inject plan ")]
+    assert len(examples) >= 4
+    for example in examples:
+        run(example)

@@ -32,12 +32,23 @@ def register(ctx: click.Context, param: click.Parameter, value: tuple[str, ...])
 
 def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The names that an option knows, for a shell; where it takes a file too, the files as well."""
+    names = [CompletionItem(name) for name in _known(param.name) if name.startswith(incomplete)]
+    return names or [CompletionItem(incomplete, type="file")] * (param.name == "rules")
+
+
+def _known(name: str | None) -> Iterable[str]:
     from se_inject.rules.presets import PRESETS
     from se_inject.rules.schema import INITS, PLACEMENTS
 
-    known: dict[str | None, Iterable[str]] = {"placement": PLACEMENTS, "init": INITS, "rules": PRESETS}
-    names = [CompletionItem(name) for name in known[param.name] if name.startswith(incomplete)]
-    return names or [CompletionItem(incomplete, type="file")] * (param.name == "rules")
+    if name == "model":
+        from se_inject.models.zoos import known_models
+
+        return known_models()
+    if name == "block":
+        from se_inject.blocks import BLOCKS
+
+        return BLOCKS
+    return {"placement": PLACEMENTS, "init": INITS, "rules": PRESETS}[name or ""]
 
 
 def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,7 +59,7 @@ of_model = functools.partial(click.option, cls=Option, section="Model")
 of_rules = functools.partial(click.option, cls=Option, section="Rules")
 of_output = functools.partial(click.option, cls=Option, section="Output")
 model_options = options(
-    click.argument("model"),
+    click.argument("model", shell_complete=complete),
     of_model("--model-arg", "model_arg", multiple=True, metavar="KEY=VALUE", help="Constructor option; repeatable."),
     of_model("--pretrained", is_flag=True, help="Weights that the library downloads."),
     of_model(
@@ -81,7 +92,12 @@ rule_options = options(
         shell_complete=complete,
         help="auto (default), standard, ...: `se-inject list placements`.",
     ),
-    of_rules("--block", metavar="NAME", help="Which block: `se-inject list blocks`, or pkg.mod:Class.  [default: se]"),
+    of_rules(
+        "--block",
+        metavar="NAME",
+        shell_complete=complete,
+        help="Which block: `se-inject list blocks`, or pkg.mod:Class.  [default: se]",
+    ),
     of_rules("--block-arg", multiple=True, metavar="KEY=VALUE", help="Option of the block: gate=hardsigmoid."),
     of_rules("--ratio", type=float, metavar="R", callback=ratio, help="Channels / reduced channels: 16."),
     of_rules(

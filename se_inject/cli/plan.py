@@ -36,7 +36,7 @@ def plan(
     Examples:
       se-inject plan timm:resnet50
       se-inject plan torchvision:efficientnet_b0 --placement standard --all
-      se-inject plan timm:regnety_002 -o plan.json
+      se-inject plan timm:regnetx_002 -o plan.json
       se-inject plan timm:resnet50 --explain layer1.0
     """
     from se_inject.terminal import Terminal
