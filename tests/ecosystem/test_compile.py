@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,8 +84,9 @@ def test_compile_train(case: Case) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the inductor backend needs a C++ compiler")
 @over(only=("resnet18", "convnext_atto"))
-def test_compile_inductor(case: Case) -> None:
+def test_compile_inductor(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`torch.compile` with its own backend, dynamic batch: outputs equal within rounding."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # the common one may hold half-written files
     compiled = torch.compile(case.model, fullgraph=True, dynamic=True)
     assert close(out(compiled, case.x), case.y, 1e-4)
 
