@@ -65,7 +65,8 @@ def realise(
     reference = None
     if check and has_weights:
         # On a copy that shares the weights: the model may be in use by another thread, and its forward may keep count.
-        original = model if inplace else skeleton(model, keep=share, hooks=True)
+        # A copy of an exported module would lose its `train`, which refuses to change the mode.
+        original = model if inplace or "train" in vars(model) else skeleton(model, keep=share, hooks=True)
         reference = baseline.take(original, inputs, made.seed, fits)
         made = replace(made, baseline=reference.baseline())
     progress("cost before")
