@@ -4,6 +4,7 @@
 #   make fuzz       readers against what hypothesis makes of their formats, a minute each
 #   make lint       ruff                make types      mypy                   make clean  everything made here
 #   make docs       the references in docs/, from the code                     make pictures  the README's, from a run
+#   make zoo        docs/coverage.md: every architecture of timm and torchvision, in about half an hour
 
 PYTHON ?= python3
 # The versions the suite is known to pass with. Another build of torch: make test TORCH="torch torchvision"
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
-.PHONY: setup demo test test-slow bench fuzz lint types docs pictures clean
+.PHONY: setup demo test test-slow bench fuzz zoo lint types docs pictures clean
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -42,6 +43,10 @@ bench: $(STAMP)
 
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run
+
+# goes on where it was stopped: the rows are kept in zoo-rows.jsonl
+zoo: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo --jobs $(JOBS) -o docs/coverage.md
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

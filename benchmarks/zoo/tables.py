@@ -20,6 +20,14 @@ reached by a forward and a gradient, every key kept. *fx alone*: `torch.fx.symbo
 when they are left out ([leave-SE-out](leave-se-out.md)). Seconds are of one processor.
 """
 
+# Families that take more time for each module than others.
+WHY = {
+    "torchvision detection": "its forward reads values: run for real on random weights, and not on meta tensors",
+    "torchvision regnet": "its constructor reads values: all its weights are drawn, and again to leave its gates out",
+    "sequencer": "LSTMs over every row and column, which the meta device computes step by step",
+    "nfnet": "every convolution standardises its weight in the forward; traced once more without its gates",
+}
+
 
 def coverage(rows: list[Row]) -> str:
     structure = [row for row in rows if row.kind == "structure"]
@@ -97,11 +105,12 @@ def _numeric(rows: Iterable[Row]) -> list[str]:
 
 
 def _slowest(structure: list[Row]) -> list[str]:
-    lines = ["", "## The slowest ten", "", "| architecture | seconds | modules | ms per module |"]
-    lines.append("|---|---:|---:|---:|")
+    columns = "architecture | seconds | modules | ms per module | why"
+    lines = ["", "## The slowest ten", "", f"| {columns} |", "|---|---:|---:|---:|---|"]
     for row in sorted(structure, key=lambda row: -row.seconds)[:10]:
         each = 1000 * row.seconds / max(row.modules, 1)
-        lines.append(f"| {row.name} | {row.seconds:.1f} | {row.modules:,} | {each:.1f} |")
+        why = next((text for family, text in WHY.items() if row.family.startswith(family)), "its number of modules")
+        lines.append(f"| {row.name} | {row.seconds:.1f} | {row.modules:,} | {each:.1f} | {why} |")
     return lines
 
 

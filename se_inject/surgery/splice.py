@@ -222,6 +222,8 @@ def _insert(model: nn.Module, decision: Decision, seed: int) -> dict[str, Any]:
         raise PlanMismatchError(f"the plan doubles {decision.site.absorb!r}, no batch norm with weight and bias")
     has_weights = any(True for _ in parent.parameters())
     block = make_block(decision, seed, parent if has_weights else model)
+    if carrier.kind == "after" and carrier.node not in parent._modules:
+        raise PlanMismatchError(f"{type(parent).__name__} has no child {carrier.node!r}, behind which the plan inserts")
     previous = _clear(parent, name, carrier.kind)
     parent.add_module(name, block)
     if carrier.kind == "after":
@@ -253,11 +255,9 @@ def _clear(parent: nn.Module, name: str, kind: str) -> str:
     return "nothing"
 
 
-def _move_behind(parent: nn.Module, name: str, before: str | None) -> None:
+def _move_behind(parent: nn.Module, name: str, before: str) -> None:
     """Give a new child the place behind another one, in the order in which a ``Sequential`` runs them."""
     names = [key for key in parent._modules if key != name]
-    if before not in names:
-        raise PlanMismatchError(f"{type(parent).__name__} has no child {before!r}, behind which the plan inserts")
     for key in names[names.index(before) + 1 :]:
         parent._modules[key] = parent._modules.pop(key)
 
