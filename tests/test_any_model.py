@@ -233,8 +233,7 @@ def test_a_graph_has_the_sites_of_the_eager_model(kind: str, name: str) -> None:
 
     assert places(result.plan) == places(eager) and eager.insertions
     assert {d.site.carrier.kind for d in result.plan.insertions if d.site.carrier} == {"graph"}
-    failed = {check.name for check in result.report.checks if not check.passed}
-    assert failed == ({"outputs (train)"} if kind == "export" else set())  # an exported module has one mode
+    assert all(check.passed for check in result.report.checks), result.report.checks
     assert isinstance(result.model, fx.GraphModule) and torch.equal(result.model(x), model(x))
     assert not torch.equal(open_gates(copy.deepcopy(result.model))(x), model(x))
     assert torch.equal(se_inject.remove(result.model)(x), model(x))

@@ -72,5 +72,5 @@ def test_exit_code_says_whether_a_goal_was_missed(
 
 def test_unknown_row(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["bench.py", "splcie"])
-    with pytest.raises(SystemExit, match="no rows splcie; there are splice, chain, command, memory, read"):
+    with pytest.raises(SystemExit, match="no rows splcie; there are splice, chain, growth, command, memory, read"):
         bench.main()
