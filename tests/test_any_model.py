@@ -233,7 +233,9 @@ def test_a_graph_has_the_sites_of_the_eager_model(kind: str, name: str) -> None:
 
     assert places(result.plan) == places(eager) and eager.insertions
     assert {d.site.carrier.kind for d in result.plan.insertions if d.site.carrier} == {"graph"}
-    assert all(check.passed for check in result.report.checks), result.report.checks
+    # An exported module has one mode: that check says so instead of passing.
+    undone = {check.name: check.passed for check in result.report.checks if not check.passed}
+    assert undone == ({"outputs (train)": None} if kind == "export" else {}), result.report.checks
     assert isinstance(result.model, fx.GraphModule) and torch.equal(result.model(x), model(x))
     assert not torch.equal(open_gates(copy.deepcopy(result.model))(x), model(x))
     assert torch.equal(se_inject.remove(result.model)(x), model(x))
