@@ -145,7 +145,8 @@ VISION: dict[str, tuple[Callable[[], nn.Module], str, dict[str, int]]] = {
     "RegNetX": (hugging("RegNet", **STAGES, groups_width=8, layer_type="x"), "auto", {"standard": 5}),
     "ConvNext": (hugging("ConvNext", hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 2, 1]), "auto", {"standard": 5}),
     "MobileNetV2": (hugging("MobileNetV2", depth_multiplier=0.35, image_size=64), "auto", {"inner": 17}),
-    "Segformer": (hugging("Segformer", "ForSemanticSegmentation", **SEGFORMER), "standard", {"standard": 4}),
+    # four layers, each of attention and MLP
+    "Segformer": (hugging("Segformer", "ForSemanticSegmentation", **SEGFORMER), "standard", {"standard": 8}),
     "ViT": (hugging("ViT", **TOKENS, image_size=64), "standard", {"standard": 4}),
 }
 

@@ -113,6 +113,8 @@ def test_hooks_that_the_model_sets_by_itself_are_set_anew() -> None:
     assert net(x).shape == (2, 8, 4, 4)
     assert skeleton(net)(x.to("meta")).shape == (2, 8, 4, 4)
     assert len(net.bn1._forward_hooks) == 1 and getattr(net, HOOKED)
+    hooked = skeleton(net, share, hooks=True)  # with the hooks goes the note that they are there
+    assert getattr(hooked, HOOKED) and len(hooked.bn1._forward_hooks) == 1
 
 
 def test_every_kind_of_hook_is_known() -> None:

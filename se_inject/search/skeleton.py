@@ -92,6 +92,6 @@ def skeleton(
             f"cannot copy {type(model).__name__} to look at it: {type(error).__name__}: {error}. "
             "A module holds something that copy.deepcopy refuses (a lock, a file, a generator); remove it first."
         ) from error
-    for module in new.modules():
+    for module in () if hooks else new.modules():
         module.__dict__.pop(HOOKED, None)
     return new
