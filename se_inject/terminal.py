@@ -8,10 +8,13 @@ import contextlib
 import io
 import os
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -27,7 +30,7 @@ STEPS = 8  # of the longest command: load, plan, reference, cost before, splice,
 class Terminal:
     """A context that shows progress, when standard error is a terminal, and prints ``results`` unless ``quiet``."""
 
-    def __init__(self, *, quiet: bool = False, results: bool = True) -> None:
+    def __init__(self, *, quiet: bool = False, results: bool = True, steps: int = STEPS) -> None:
         self.quiet = quiet
         self.results = results and not quiet
         self.out = Console(file=sys.stdout, highlight=False)
@@ -36,13 +39,15 @@ class Terminal:
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
+            TextColumn("{task.fields[amount]}"),
             TimeElapsedColumn(),
             console=self.err,
             transient=True,
             disable=quiet or not sys.stderr.isatty(),
         )
-        self.task = self.progress.add_task("start", total=STEPS)
+        self.task = self.progress.add_task("start", total=steps, amount="")
         self.steps = 0
+        self.began = time.monotonic()
         self.others = contextlib.redirect_stdout(io.StringIO() if quiet else sys.stderr)
         if self.progress.disable:
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -57,8 +62,14 @@ class Terminal:
         self.others.__exit__(None, None, None)
 
     def step(self, name: str) -> None:
-        self.progress.update(self.task, description=name, completed=self.steps)
+        self.progress.update(self.task, description=name, completed=self.steps, amount="")
         self.steps += 1
+        self.began = time.monotonic()
+
+    def advance(self, done: int, total: int, unit: str) -> None:
+        """How far the step is, with its rate; ``unit`` is what is counted, ``B`` for bytes."""
+        amount = amount_text(done, total, unit, time.monotonic() - self.began)
+        self.progress.update(self.task, completed=self.steps - 1 + done / max(total, 1), amount=amount)
 
     def line(self, text: str) -> None:
         if self.results:
@@ -125,3 +136,16 @@ class Terminal:
     def _print(self, what: Any) -> None:
         self.progress.stop()
         self.out.print(what, soft_wrap=isinstance(what, Text))
+
+
+def amount_text(done: int, total: int, unit: str, seconds: float) -> str:
+    """``12 of 40 models, 3.1/s, 0:00:09 left``; bytes in the units people read. No rate before there is one."""
+    rate = done / seconds if seconds > 0 else 0.0
+    if unit == "B":
+        text, speed = f"{decimal(done)} of {decimal(total)}", decimal(int(rate))
+    else:
+        text, speed = f"{done:,} of {total:,} {unit}", f"{rate:,.1f}" if rate < 100 else f"{rate:,.0f}"
+    if not done or not rate:
+        return text
+    left = timedelta(seconds=round((total - done) / rate))
+    return f"{text}, {speed}/s, {left} left"

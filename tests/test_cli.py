@@ -422,6 +422,12 @@ def test_colours_and_progress_on_a_terminal(here: Path, env: dict[str, str], col
     assert "checks" in shown and "\x1b[2K" in shown  # the bar, and that it was wiped
 
 
+def test_what_takes_long_says_how_fast_it_goes(here: Path) -> None:
+    amount = re.compile(r"[\d.]+ [kM]?B of [\d.]+ [kM]?B, [\d.]+ [kMG]B/s, \d:\d\d:\d\d left")
+    assert amount.search(under_terminal("convert", *RANDOM, "-o", "o"))
+    assert not amount.search(under_terminal("convert", *RANDOM, "-o", "p", "--quiet"))
+
+
 def under_terminal(*args: str, **env: str) -> str:
     """Output of a run whose streams are a terminal."""
     import pty

@@ -46,13 +46,16 @@ ALIASES = "aliases"  # metadata key: JSON of name -> the name under which the sa
 
 
 def tensors_writer(
-    state_dict: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+    state_dict: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+    written: Callable[[int], None] = lambda size: None,
 ) -> Callable[[Path], None]:
     """A function that writes ``state_dict`` at a path; the tensors are checked now and read when it runs.
 
     Tensors that are the same view of the same memory are stored once, under the first name in sorted order, and the
-    others in the metadata ``aliases``; other views of shared memory are stored each for itself. Raises ``WriteError``
-    naming the tensor for meta, sparse, quantized, and much expanded tensors, and dtypes without a code.
+    others in the metadata ``aliases``; other views of shared memory are stored each for itself. ``written`` hears the
+    bytes of each tensor once they are handed to the disk. Raises ``WriteError`` naming the tensor for meta, sparse,
+    quantized, and much expanded tensors, and dtypes without a code.
 
     >>> tensors_writer(model.state_dict(), {"plan": digest})(Path("model.safetensors"))
     """
@@ -76,6 +79,7 @@ def tensors_writer(
             for name in names:
                 dense = stored[name].cpu().resolve_conj().resolve_neg().contiguous()
                 file.write((ctypes.c_ubyte * dense.nbytes).from_address(dense.data_ptr()))  # the memory itself, no copy
+                written(dense.nbytes)
 
     return save
 

@@ -35,13 +35,24 @@ def parse_size(text: str | int | None) -> int | None:
 
 
 def weights_files(
-    state_dict: Mapping[str, torch.Tensor], limit: int | None = None
+    state_dict: Mapping[str, torch.Tensor],
+    limit: int | None = None,
+    advance: Callable[[int, int, str], None] = lambda done, total, unit: None,
 ) -> dict[str, bytes | Callable[[Path], None]]:
     """The files of a state dict, name -> what writes it: one file, or shards of at most ``limit`` bytes and an index.
 
-    A tensor that is larger than ``limit`` has a shard to itself. Raises ``WriteError`` as ``tensors_writer`` does.
+    A tensor that is larger than ``limit`` has a shard to itself. ``advance`` hears the bytes written and their total.
+    Raises ``WriteError`` as ``tensors_writer`` does.
     """
     stored, aliases = distinct(state_dict)
+    total = sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
+    done = 0
+
+    def written(size: int) -> None:
+        nonlocal done
+        done += size
+        advance(done, total, "B")
+
     groups: list[list[str]] = [[]]
     room = limit
     for name, tensor in stored.items():
@@ -53,7 +64,7 @@ def weights_files(
             room -= size
         groups[-1].append(name)
     if len(groups) == 1:
-        return {WHOLE: tensors_writer(state_dict)}
+        return {WHOLE: tensors_writer(state_dict, written=written)}
     again: dict[str, list[str]] = {}
     for name, kept in aliases.items():
         again.setdefault(kept, []).append(name)
@@ -61,9 +72,9 @@ def weights_files(
     weight_map: dict[str, str] = {}
     for number, names in enumerate(groups, 1):
         shard = f"model-{number:05}-of-{len(groups):05}.safetensors"
-        files[shard] = tensors_writer({n: state_dict[n] for name in names for n in (name, *again.get(name, ()))})
+        part = {n: state_dict[n] for name in names for n in (name, *again.get(name, ()))}
+        files[shard] = tensors_writer(part, written=written)
         weight_map |= dict.fromkeys(names, shard)
-    total = sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     files[INDEX] = (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
     return files

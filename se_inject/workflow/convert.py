@@ -63,4 +63,5 @@ def convert(
             force=force,
             source=loaded.source,
             inputs=read_files,
+            advance=screen.advance,
         )

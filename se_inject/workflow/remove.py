@@ -8,7 +8,7 @@ from typing import Any
 
 from se_inject.checks import baseline
 from se_inject.files.layout import TENSORS
-from se_inject.files.tensorfile import tensors_writer
+from se_inject.files.weightfiles import weights_files
 from se_inject.files.write import check_output, write
 from se_inject.surgery import splice
 from se_inject.workflow.folder import open_folder, trusting
@@ -28,7 +28,7 @@ def remove(
         base = splice.remove(model, inplace=True)
     state = base.state_dict()
     same = sum(baseline.digest(t) == made.baseline.tensors.get(name) for name, t in state.items())
-    write(output, {TENSORS: tensors_writer(state)}, force=force, inputs=files)
+    write(output, weights_files(state, advance=screen.advance), force=force, inputs=files)
     total = len(state)
     known = (
         f"{same} of {total} tensors have the hashes of the original" if made.baseline.tensors else f"{total} tensors"

@@ -29,6 +29,7 @@ class Subject:
     base: nn.Module | None = None  # the original without weights, when it is at hand
     trusted: bool = False  # whether a program in the folder may be run
     max_shard_size: int | None = None  # bytes
+    advance: Callable[[int, int, str], None] = lambda done, total, unit: None  # hears how much is written
 
     @property
     def whole(self) -> nn.Module:

@@ -21,8 +21,7 @@ from se_inject.checks import baseline
 from se_inject.checks.verify import against_outputs, same
 from se_inject.errors import WriteError
 from se_inject.files.formats.subject import Content, Subject
-from se_inject.files.tensorfile import tensors_writer
-from se_inject.files.weightfiles import WHOLE
+from se_inject.files.weightfiles import WHOLE, weights_files
 from se_inject.search.skeleton import share, skeleton
 from se_inject.surgery.splice import forked_rng
 from se_inject.types import Check, Decision, Plan
@@ -87,9 +86,10 @@ def write(subject: Subject) -> Mapping[str, Content]:
         | {"num_classes": getattr(theirs, "num_classes", None), "custom_load": False},
     }
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    renamed = {names.get(key, key): tensor for key, tensor in state.items()}
     return {
         CONFIG: text.encode(),
-        f"{FOLDER}/{WHOLE}": tensors_writer({names.get(key, key): tensor for key, tensor in state.items()}),
+        f"{FOLDER}/{WHOLE}": weights_files(renamed, advance=subject.advance)[WHOLE],
     }
 
 

@@ -19,7 +19,7 @@ from se_inject.types import Check
 
 def write(subject: Subject) -> Mapping[str, Content]:
     """One file, or shards of at most the size that was asked for."""
-    return weights_files(subject.whole.state_dict(), subject.max_shard_size)
+    return weights_files(subject.whole.state_dict(), subject.max_shard_size, subject.advance)
 
 
 def check(folder: Path, subject: Subject) -> Check:
