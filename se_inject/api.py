@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import fx, nn
 
-from se_inject.checks import gates
+from se_inject.checks import gates, trained
 from se_inject.checks.measure import measure
 from se_inject.errors import SEInjectError
 from se_inject.files import store
@@ -134,11 +135,14 @@ def save(
     All or nothing: built beside ``out``, read back and compared, then renamed. ``formats``: of ``safetensors``,
     ``adapter``, ``pt2``, ``onnx`` and ``timm``, a list or with commas. ``max_shard_size``: bytes or ``"5GB"``, above
     which ``model.safetensors`` becomes several files; None is no limit. ``source``: where the weights came from, for
-    the report. ``inputs``: files that the output must not touch. Raises ``WriteError``, ``VerifyError``.
+    the report. ``inputs``: files that the output must not touch. A model that was trained meanwhile is saved as it is,
+    and the report says so. Raises ``WriteError``, ``VerifyError``.
 
     >>> save(result, "out", formats=("safetensors", "onnx"))
     """
     read = [Path(p) for p in inputs]
+    report = trained.up_to_date(injection.report, injection.model, injection.inputs)
+    injection = replace(injection, plan=report.plan, report=report)
     return store.save(
         injection, Path(out), formats=formats, max_shard_size=max_shard_size, force=force, source=source, inputs=read
     )

@@ -68,7 +68,7 @@ def realise(
         # A copy of an exported module would lose its `train`, which refuses to change the mode.
         original = model if inplace or "train" in vars(model) else skeleton(model, keep=share, hooks=True)
         reference = baseline.take(original, inputs, made.seed, fits)
-        made = replace(made, baseline=reference.baseline())
+        made = replace(made, baseline=reference.baseline(), trained=None)
     progress("cost before")
     before = measure(model, inputs).cost
     base = planned.trace.root

@@ -136,7 +136,18 @@ class Plan:
     decisions: tuple[Decision, ...]
     notes: tuple[str, ...] = ()  # fallbacks taken while tracing
     baseline: Baseline = field(default_factory=Baseline)
+    trained: Baseline | None = None  # what was saved, if it was trained since
     schema: int = SCHEMA_VERSION
+
+    @property
+    def saved(self) -> Baseline:
+        """What the weights of a folder are to give: the original's outputs, or the trained model's."""
+        return self.trained or self.baseline
+
+    @property
+    def whose(self) -> str:
+        """Whose outputs and tensors ``saved`` holds, in words."""
+        return "those saved after training" if self.trained else "the original's"
 
     @property
     def insertions(self) -> tuple[Decision, ...]:

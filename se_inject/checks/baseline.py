@@ -42,15 +42,15 @@ class Reference:
 
     def baseline(self) -> Baseline:
         """The part that travels with the plan."""
-        first = self.eval.outputs[0].flatten()[:SAMPLES] if self.eval.outputs else torch.empty(0)
-        if first.is_complex() or not torch.isfinite(first).all():  # JSON has no NaN
-            first = torch.empty(0)
-        return Baseline(
-            tensors=self.tensors,
-            probe=self.probe.shape or (),
-            outputs=tuple(digest(t) for t in self.eval.outputs),
-            samples=tuple(float(v) for v in first),
-        )
+        return describe(self.tensors, self.probe.shape or (), self.eval.outputs)
+
+
+def describe(hashes: dict[str, str], probe: tuple[int, ...], outputs: list[torch.Tensor]) -> Baseline:
+    """A model as data: the hashes of its tensors, and its outputs on the noise of a shape."""
+    first = outputs[0].flatten()[:SAMPLES] if outputs else torch.empty(0)
+    if first.is_complex() or not torch.isfinite(first).all():  # JSON has no NaN
+        first = torch.empty(0)
+    return Baseline(hashes, probe, tuple(digest(t) for t in outputs), tuple(float(v) for v in first))
 
 
 def take(

@@ -104,11 +104,11 @@ def relative(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> f
 
 
 def against_baseline(model: nn.Module, inputs: Inputs | None, plan: Plan) -> Check:
-    """Outputs on the seeded probe against those that the plan remembers of the original."""
+    """Outputs on the seeded probe against those that the plan remembers."""
     name = "outputs (eval)"
-    if not all(d.init in EXACT for d in plan.insertions):
+    if not plan.trained and not all(d.init in EXACT for d in plan.insertions):
         return Check(name, None, "start `paper`: the outputs are not the original's, by design")
-    if inputs is None or not plan.baseline.outputs:
+    if inputs is None or not plan.saved.outputs:
         return Check(name, None, "the probe was not made from a shape, so it cannot be made again")
     after = run(model, inputs, False, plan.seed)
     if after.failure:
@@ -117,21 +117,21 @@ def against_baseline(model: nn.Module, inputs: Inputs | None, plan: Plan) -> Che
 
 
 def against_outputs(name: str, outputs: Sequence[torch.Tensor], plan: Plan) -> Check:
-    """Outputs on the seeded probe against those that the plan remembers of the original."""
-    if tuple(digest(t) for t in outputs) == plan.baseline.outputs:
-        return Check(name, True, f"{_count(outputs)} bit-equal to the original's")
-    if len(outputs) != len(plan.baseline.outputs):
-        return Check(name, False, f"{len(plan.baseline.outputs)} tensors before, {len(outputs)} after")
-    if not plan.baseline.samples:
+    """Outputs on the seeded probe against those that the plan remembers."""
+    if tuple(digest(t) for t in outputs) == plan.saved.outputs:
+        return Check(name, True, f"{_count(outputs)} bit-equal to {plan.whose}")
+    if len(outputs) != len(plan.saved.outputs):
+        return Check(name, False, f"{len(plan.saved.outputs)} tensors before, {len(outputs)} after")
+    if not plan.saved.samples:
         return Check(name, None, "not bit-equal, and the plan holds no values to compare (complex, NaN or infinite)")
-    first = outputs[0].flatten()[: len(plan.baseline.samples)].double().tolist()
-    size = max((abs(v) for v in plan.baseline.samples), default=0.0) or 1.0
-    if len(first) < len(plan.baseline.samples):
-        return Check(name, False, "the output is smaller than the original's")
-    apart = [abs(a - b) / size for a, b in zip(first, plan.baseline.samples, strict=True)]
+    first = outputs[0].flatten()[: len(plan.saved.samples)].double().tolist()
+    size = max((abs(v) for v in plan.saved.samples), default=0.0) or 1.0
+    if len(first) < len(plan.saved.samples):
+        return Check(name, False, f"the output is smaller than {plan.whose}")
+    apart = [abs(a - b) / size for a, b in zip(first, plan.saved.samples, strict=True)]
     moved = float("inf") if any(map(math.isnan, apart)) else max(apart)
     close = moved <= ARITHMETIC
-    return Check(name, close, f"within {moved:.2g} of the original's, not bit-equal (another machine's arithmetic?)")
+    return Check(name, close, f"within {moved:.2g} of {plan.whose}, not bit-equal (another machine's arithmetic?)")
 
 
 def reached(model: nn.Module, inputs: Inputs, plan: Plan) -> Check:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from se_inject.checks.baseline import digest, digests
+from se_inject.checks.trained import absorbed, moved_base
 from se_inject.checks.verify import planned_keys
 from se_inject.errors import LoadError, WriteError
 from se_inject.files.formats.subject import Content, Subject
@@ -56,7 +57,7 @@ def save(model: nn.Module, out: Path, *, changed: bool = False, force: bool = Fa
     """Write the new weights of ``model`` and its plan to the folder ``out``. See ``se_inject.save_adapter``."""
     plan = splice.plan_of(model)
     tensors = _new(model, plan)
-    moved = [name for name in _changed(model, plan) if name not in tensors]
+    moved = [name for name in moved_base(model, plan) if name not in tensors]
     if moved and not changed:
         raise WriteError(
             f"{len(moved)} tensors of the base changed since the insertion, the first is {moved[0]!r}: the new weights "
@@ -104,7 +105,7 @@ def _require_base(model: nn.Module, plan: Plan, strict: bool) -> None:
     """Raise ``LoadError`` when the base is not the one of the plan; doubled norms are never doubled again."""
     known = plan.baseline.tensors
     state = model.state_dict()
-    for name in _absorbed(plan) & known.keys() & state.keys():
+    for name in absorbed(plan) & known.keys() & state.keys():
         if digest(state[name]) != known[name] and digest(state[name] * 0.5) == known[name]:
             raise LoadError(
                 f"the norm of {name!r} is doubled already: this base was absorbed before. Take the original weights."
@@ -116,17 +117,3 @@ def _require_base(model: nn.Module, plan: Plan, strict: bool) -> None:
             f"the base is not the one that the adapter was made on: {len(other)} of {len(known)} tensors differ, the "
             f"first is {other[0]!a}. Take the original weights; strict=False puts it on this base all the same."
         )
-
-
-def _changed(model: nn.Module, plan: Plan) -> list[str]:
-    """Tensors of the base that are not what they were when the blocks were put in."""
-    known, absorbed = plan.baseline.tensors, _absorbed(plan)
-    return [
-        name
-        for name, tensor in model.state_dict().items()
-        if name in known and digest(tensor * 0.5 if name in absorbed else tensor) != known[name]
-    ]
-
-
-def _absorbed(plan: Plan) -> set[str]:
-    return {f"{d.site.absorb}.{n}" for d in plan.insertions if d.init == "absorb" for n in ("weight", "bias")}

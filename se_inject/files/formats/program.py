@@ -106,8 +106,8 @@ def inspect(folder: Path, subject: Subject) -> Check:
         what, known = "the model's", digests(subject.model)
     else:
         doubled = {f"{d.site.absorb}.{n}" for d in subject.plan.insertions if d.init == "absorb" for n in NORM}
-        what = "the original's"
-        known = {name: value for name, value in subject.plan.baseline.tensors.items() if name not in doubled}
+        what = subject.plan.whose
+        known = {name: value for name, value in subject.plan.saved.tensors.items() if name not in doubled}
     if not known:
         return Check(CHECK, None, f"not run, and there are no weights to compare it with; {NOT_RUN}")
     if wrong := sorted(name for name, value in known.items() if hashes.get(name) != value):
