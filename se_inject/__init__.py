@@ -25,6 +25,10 @@ _INDEX = {
     "save_adapter": "api",
     "load_adapter": "api",
     "read_plan": "api",
+    "freeze_base": "training.freeze",
+    "unfreeze": "training.freeze",
+    "param_groups": "training.groups",
+    "trainable_summary": "training.summary",
     "register_block": "blocks",
     "Injection": "api",
     "BlockSpec": "types",
@@ -66,6 +70,10 @@ if TYPE_CHECKING:
     from se_inject.errors import TraceError as TraceError
     from se_inject.errors import VerifyError as VerifyError
     from se_inject.errors import WriteError as WriteError
+    from se_inject.training.freeze import freeze_base as freeze_base
+    from se_inject.training.freeze import unfreeze as unfreeze
+    from se_inject.training.groups import param_groups as param_groups
+    from se_inject.training.summary import trainable_summary as trainable_summary
     from se_inject.types import BlockSpec as BlockSpec
     from se_inject.types import Cost as Cost
     from se_inject.types import GateStats as GateStats

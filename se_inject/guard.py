@@ -23,15 +23,21 @@ TENSORS = {
 QUANTIZED_OPS = {"quantized", "quantized_decomposed", "torchao"}
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside compiled, data-parallel and averaged wrappers.
-
-    Raises ``SEInjectError`` for what has no source or no plain parameters: ScriptModule, FSDP, quantized, lazy.
-    """
+def inside(model: nn.Module) -> nn.Module:
+    """The model inside compiled, data-parallel and averaged wrappers."""
     if not isinstance(model, nn.Module):
         raise SEInjectError(f"expected an nn.Module, found {type(model).__name__}.")
     while wrapper := next((n for n in map(_name, type(model).__mro__) if n in WRAPPERS), ""):
         model = getattr(model, WRAPPERS[wrapper])
+    return model
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside its wrappers, where it can be rewritten.
+
+    Raises ``SEInjectError`` for what has no source or no plain parameters: ScriptModule, FSDP, quantized, lazy.
+    """
+    model = inside(model)
     for path, module in model.named_modules():
         reason = _refusal(module)
         if reason:
