@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+import se_inject
 from se_inject.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -28,9 +29,10 @@ def make_divisible(value: float, divisor: int = 8) -> int:
     return max(divisor, int(value + divisor / 2) // divisor * divisor)
 
 
-def example(name: str, *args: str, cwd: Path) -> str:
+def example(name: str, *args: str, cwd: Path, by: tuple[str, ...] = ()) -> str:
+    """What an example prints; ``by`` stands between python and the example."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "examples" / name), *args]
+    command = [sys.executable, *by, str(ROOT / "examples" / name), *args]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -144,3 +146,36 @@ def test_finetune_digits(tmp_path: Path) -> None:
     assert min(last) > 93
     picture = (tmp_path / "finetune_digits.svg").read_text()
     assert picture.count("</svg>") == 1
+
+
+LAUNCH = ("-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--main_process_port", "0")
+SHARDED = ("--use_fsdp", "--fsdp_version", "2", "--fsdp_cpu_ram_efficient_loading", "false")
+# What accelerate calls it -> what stands between python and the script.
+WAYS = {
+    "NO, 1": (),
+    "MULTI_CPU, 2": (*LAUNCH, "--multi_gpu"),
+    "FSDP, 2": (*LAUNCH, *SHARDED, str(ROOT / "tests" / "accelerate_fsdp.py")),
+}
+BOUND = 1e-5  # of the loss. Two processes add up in another order; measured: 2e-7
+
+
+@pytest.mark.slow
+def test_finetune_accelerate(tmp_path: Path) -> None:
+    """One process, two gloo processes with replicas, and two with shards: equal losses, and equal adapters."""
+    losses, adapters = [], []
+    for way, by in WAYS.items():
+        (folder := tmp_path / way).mkdir()
+        shown = example("finetune_accelerate.py", cwd=folder, by=by)
+        assert f"\n{way} processes: finetune_accelerate\n" in shown
+        losses.append(torch.tensor([float(loss) for loss in re.findall(r"^ ?\d+ (\d\.\d{7})$", shown, re.M)]))
+        adapters.append(load_file(folder / "finetune_accelerate" / "adapter.safetensors"))
+    assert len(losses[0]) == 28 and losses[0][-1] < 0.6 * losses[0][0]
+    assert len(adapters[0]) == 10  # two layers of two tensors in each of two blocks, and the head
+    for found, adapter in zip(losses[1:], adapters[1:], strict=True):
+        assert ((found - losses[0]) / losses[0]).abs().max() < BOUND
+        assert all(torch.allclose(adapter[name], t, rtol=0, atol=BOUND) for name, t in adapters[0].items())
+    module = importlib.import_module("examples.finetune_accelerate")
+    tuned = se_inject.load_adapter(module.pretrained(), tmp_path / "NO, 1" / "finetune_accelerate").eval()
+    images, labels = module.DATA.tensors
+    with torch.no_grad():
+        assert (tuned(images).argmax(1) == labels).float().mean() > 0.7
