@@ -1,25 +1,26 @@
 """The base frozen, its new blocks trained: ``freeze_base`` and ``unfreeze``, in place.
 
-What was frozen is remembered by each module for itself, under two names in its ``__dict__``. So it survives deep
-copies, pickles and wrappers, and any part of the model can be unfrozen alone.
+What was frozen is remembered where it was, in the ``__dict__`` of the modules: it survives deep copies, pickles and
+wrappers, and any part of the model can be unfrozen alone. Of a norm, its parent remembers it too. A graph that is
+traced anew keeps the norm and not the parent; a conversion to synchronised norms keeps the parent and not the norm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
-from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from se_inject.blocks import is_block
-from se_inject.errors import SEInjectError, closest
+from se_inject.errors import SEInjectError
 from se_inject.guard import inside
+from se_inject.training.head import heads
 
-FROZEN = "_se_inject_frozen"  # attribute of a module: the names of its parameters that `freeze_base` froze
-TRAIN = "train"  # a frozen norm has one of its own, before that of its class
-HEADS = ("fc", "classifier", "head", "heads")  # what torchvision, and most others, call the last layers
+FROZEN = "_se_inject_frozen"  # attribute of a module: the names of the parameters that `freeze_base` froze
+TRAIN = "train"  # a norm that stays in eval, and its parent, have one of their own before that of the class
 
 
 def freeze_base(model: nn.Module, train_head: bool | str | Iterable[str] = True) -> None:
@@ -40,21 +41,21 @@ def freeze_base(model: nn.Module, train_head: bool | str | Iterable[str] = True)
             f"{type(model).__name__} holds no inserted block, so there is nothing new to train. "
             "Give the model that was injected: inject(...).model."
         )
-    trained = [*blocks, *_heads(model, train_head)]
+    trained = [*blocks, *heads(model, train_head)]
     unfreeze(model)
-    learning = {id(parameter) for module in trained for parameter in module.parameters()}
-    moving = {id(module) for root in trained for module in root.modules()}
-    for module in model.modules():
-        frozen = {n: p for n, p in module._parameters.items() if p is not None and p.requires_grad}
-        frozen = {name: parameter for name, parameter in frozen.items() if id(parameter) not in learning}
-        for parameter in frozen.values():
-            parameter.requires_grad_(False)
-            parameter.grad = None  # what is left of one would still move it, and an optimizer's momentum with it
-        if frozen:
-            module.__dict__[FROZEN] = tuple(frozen)
-        if id(module) not in moving and _learns_in_forward(module):
-            module.__dict__[TRAIN] = partial(_stay_in_eval, module)
-            module.train(module.training)
+    learning = {parameter for module in trained for parameter in module.parameters()}
+    moving = {module for root in trained for module in root.modules()}
+    frozen = {module: _freeze(module, learning) for module in model.modules()}
+    held = {module for module in frozen if module not in moving and _learns_in_forward(module)}
+    for module, names in frozen.items():
+        children = [name for name, child in module._modules.items() if child in held]
+        names += [f"{child}.{name}" for child in children for name in frozen[module._modules[child]]]
+        if names:
+            module.__dict__[FROZEN] = tuple(names)
+        if paths := ("",) * (module in held) + tuple(children):
+            module.__dict__[TRAIN] = partial(_train_but, module, paths)
+    for norm in held:
+        norm.training = False
 
 
 def unfreeze(model: nn.Module) -> None:
@@ -67,14 +68,12 @@ def unfreeze(model: nn.Module) -> None:
     model = _unwrapped(model)
     for module in model.modules():
         for name in module.__dict__.pop(FROZEN, ()):
-            parameter = module._parameters.get(name)
-            if parameter is not None:
-                parameter.requires_grad_(True)
-    for parent in model.modules():
-        for module in (parent, *parent.children()):
-            if _stays(module):
-                del module.__dict__[TRAIN]
-                module.train(parent.training)
+            with suppress(AttributeError):  # it is gone since
+                module.get_parameter(name).requires_grad_(True)
+    own = {module: module.__dict__.pop(TRAIN) for module in model.modules() if _is_ours(module)}
+    for parent, train in own.items():
+        for norm in _at(parent, train.args[1]):
+            norm.training = parent.training
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -88,58 +87,40 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     return found
 
 
-def _stay_in_eval(norm: nn.Module, mode: bool = True) -> nn.Module:
-    """``norm.train(mode)`` for its children (dropout, activation), eval for itself.
+def _freeze(module: nn.Module, learning: set[nn.Parameter]) -> list[str]:
+    """Freeze a module's own parameters but those that are to learn; the names of those that were not frozen yet."""
+    names = []
+    for name, parameter in module._parameters.items():
+        if parameter is not None and parameter.requires_grad and parameter not in learning:
+            parameter.requires_grad_(False)
+            parameter.grad = None  # what is left of one would still move it
+            names.append(name)
+    return names
+
+
+def _train_but(module: nn.Module, paths: tuple[str, ...], mode: bool = True) -> nn.Module:
+    """``module.train(mode)`` that leaves the norms at these paths in eval; their children, as dropout, go by the mode.
 
     An attribute, not a subclass: what goes by the exact class (tracing, fusion, quantization) sees the class. As a
-    ``partial`` of a module's function it is copied and pickled with its norm.
+    ``partial`` of a module's function it is copied and pickled with its module.
     """
-    type(norm).train(norm, mode)
-    norm.training = False
-    return norm
+    type(module).train(module, mode)
+    for norm in _at(module, paths):
+        norm.training = False
+    return module
 
 
-def _stays(module: nn.Module) -> bool:
+def _is_ours(module: nn.Module) -> bool:
     own = module.__dict__.get(TRAIN)
-    return isinstance(own, partial) and own.func is _stay_in_eval
+    return isinstance(own, partial) and own.func is _train_but
+
+
+def _at(module: nn.Module, paths: tuple[str, ...]) -> list[nn.Module]:
+    """The module itself ("") and its children of these names, those that are still there."""
+    found = (module._modules.get(path) if path else module for path in paths)
+    return [child for child in found if child is not None]
 
 
 def _learns_in_forward(module: nn.Module) -> bool:
     """Whether it has running statistics: every batch norm, instance norms that track them, timm's EvoNorm."""
     return any(name.startswith("running_") and buffer is not None for name, buffer in module._buffers.items())
-
-
-def _heads(model: nn.Module, wanted: bool | str | Iterable[str]) -> list[nn.Module]:
-    if wanted is False:
-        return []
-    if wanted is True:
-        return _find_head(model)
-    paths = [wanted] if isinstance(wanted, str) else list(wanted)
-    known = dict(model.named_modules())
-    for path in paths:
-        if path not in known or path == "":
-            raise SEInjectError(f"train_head: {type(model).__name__} has no module {path!r}.{closest(path, known)}")
-    return [known[path] for path in paths]
-
-
-def _find_head(model: nn.Module) -> list[nn.Module]:
-    classifier: Any = getattr(model, "get_classifier", None)
-    if callable(classifier):
-        found = classifier()
-        named = list(found) if isinstance(found, tuple | list) else [found]
-    else:
-        named = [child for name, child in model.named_children() if name in HEADS]
-    heads = [module for module in named if isinstance(module, nn.Module) and any(True for _ in module.parameters())]
-    if not heads and not callable(classifier) and isinstance(last := next(_layers_from_last(model), None), nn.Linear):
-        heads = [last]
-    if not heads:
-        raise SEInjectError(
-            f"found no head in {type(model).__name__}: say which modules train beside the blocks "
-            f"(train_head='path'), or that none does (train_head=False)."
-        )
-    return heads
-
-
-def _layers_from_last(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules with parameters of their own, the last first."""
-    return (module for module in reversed(list(model.modules())) if any(True for _ in module.parameters(recurse=False)))
