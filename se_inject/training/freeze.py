@@ -48,8 +48,8 @@ def freeze_base(model: nn.Module, train_head: bool | str | Iterable[str] = True)
     frozen = {module: _freeze(module, learning) for module in model.modules()}
     held = {module for module in frozen if module not in moving and _learns_in_forward(module)}
     for module, names in frozen.items():
-        children = [name for name, child in module._modules.items() if child in held]
-        names += [f"{child}.{name}" for child in children for name in frozen[module._modules[child]]]
+        children = {path: child for path, child in module.named_children() if child in held}
+        names += [f"{path}.{name}" for path, child in children.items() for name in frozen[child]]
         if names:
             module.__dict__[FROZEN] = tuple(names)
         if paths := ("",) * (module in held) + tuple(children):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -28,22 +28,21 @@ def heads(model: nn.Module, wanted: bool | str | Iterable[str]) -> list[nn.Modul
 
 def _find_head(model: nn.Module) -> list[nn.Module]:
     classifier: Any = getattr(model, "get_classifier", None)
-    if callable(classifier):
+    if callable(classifier):  # timm's; a distilled model has two
         found = classifier()
-        named = list(found) if isinstance(found, tuple | list) else [found]
+        offered = list(found) if isinstance(found, tuple | list) else [found]
     else:
-        named = [child for name, child in model.named_children() if name in NAMES]
-    heads = [module for module in named if isinstance(module, nn.Module) and any(True for _ in module.parameters())]
-    if not heads and not callable(classifier) and isinstance(last := next(_layers_from_last(model), None), nn.Linear):
-        heads = [last]
-    if not heads:
+        offered = [child for name, child in model.named_children() if name in NAMES] or _last_linear(model)
+    head = [module for module in offered if isinstance(module, nn.Module) and any(True for _ in module.parameters())]
+    if not head:
         raise SEInjectError(
             f"found no head in {type(model).__name__}: say which modules train beside the blocks "
             "(train_head='path'), or that none does (train_head=False)."
         )
-    return heads
+    return head
 
 
-def _layers_from_last(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules with parameters of their own, the last first."""
-    return (module for module in reversed(list(model.modules())) if any(True for _ in module.parameters(recurse=False)))
+def _last_linear(model: nn.Module) -> list[nn.Module]:
+    """The last layer that has parameters, if it is linear: a linear layer before others is no head."""
+    layers = [module for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
+    return [layer for layer in layers[-1:] if isinstance(layer, nn.Linear)]
