@@ -84,6 +84,10 @@ class Reader:
             exec(compile(fence.body, "page.py", "exec"), self.names)
         self.printed = out.getvalue()
 
+    def py(self, fence: Fence) -> None:
+        """A file for commands: written under the name in its first line, and not run."""
+        Path(fence.body.splitlines()[0].removeprefix("# ")).write_text(fence.body)
+
     def yaml(self, fence: Fence) -> None:
         path = Path("rules.yaml")
         path.write_text(fence.body)

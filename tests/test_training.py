@@ -312,6 +312,18 @@ def test_unfreeze_is_for_any_model_and_any_time(model: Net) -> None:
     assert training(model) == {name for name, _ in model.named_parameters()}
 
 
+def test_unfreeze_without_the_norms(model: Net) -> None:
+    before = state(model)
+    se_inject.freeze_base(model)
+    se_inject.unfreeze(model, norms=False)
+    assert is_frozen(model) and training(model) == {name for name, _ in model.named_parameters()}
+    steps(model, 2)
+    assert moved(model, before) == training(model)  # and no statistics
+    se_inject.unfreeze(model)
+    steps(model)
+    assert moved(model, before) == set(before)
+
+
 def test_norms_take_on_the_mode_around_them(model: Net) -> None:
     se_inject.freeze_base(model)
     model.train()

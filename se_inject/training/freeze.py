@@ -58,19 +58,20 @@ def freeze_base(model: nn.Module, train_head: bool | str | Iterable[str] = True)
         norm.training = False
 
 
-def unfreeze(model: nn.Module) -> None:
+def unfreeze(model: nn.Module, *, norms: bool = True) -> None:
     """Undo ``freeze_base``, in place: what was trained before it is trained again, and norms go by the mode again.
 
-    ``model``: the whole, or a part of it (``model.layer4``), to unfreeze stage by stage. What was frozen before
-    ``freeze_base`` stays so. Make the optimizer after it, or add the parameters to the one there is. Raises
-    ``SEInjectError`` when a ``DistributedDataParallel`` is around the model.
+    ``model``: the whole, or a part of it (``model.layer4``), to unfreeze stage by stage. ``norms=False`` leaves the norms
+    in eval, with their weights trained: for short trainings and small batches. What was frozen before ``freeze_base``
+    stays so. Make the optimizer after it. Raises ``SEInjectError`` when a ``DistributedDataParallel`` is around the
+    model.
     """
     model = _unwrapped(model)
     for module in model.modules():
         for name in module.__dict__.pop(FROZEN, ()):
             with suppress(AttributeError):  # it is gone since
                 module.get_parameter(name).requires_grad_(True)
-    own = {module: module.__dict__.pop(TRAIN) for module in model.modules() if _is_ours(module)}
+    own = {module: module.__dict__.pop(TRAIN) for module in model.modules() if norms and _is_ours(module)}
     for parent, train in own.items():
         for norm in _at(parent, train.args[1]):
             norm.training = parent.training
