@@ -149,12 +149,13 @@ def test_finetune_digits(tmp_path: Path) -> None:
 
 
 LAUNCH = ("-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--main_process_port", "0")
-SHARDED = ("--use_fsdp", "--fsdp_version", "2", "--fsdp_cpu_ram_efficient_loading", "false")
+REPLICAS = ("--multi_gpu",)
+SHARDS = ("--use_fsdp", "--fsdp_version", "2", "--fsdp_cpu_ram_efficient_loading", "false")
 # What accelerate calls it -> what stands between python and the script.
 WAYS = {
     "NO, 1": (),
-    "MULTI_CPU, 2": (*LAUNCH, "--multi_gpu"),
-    "FSDP, 2": (*LAUNCH, *SHARDED, str(ROOT / "tests" / "accelerate_fsdp.py")),
+    "MULTI_CPU, 2": (*LAUNCH, *REPLICAS),
+    "FSDP, 2": (*LAUNCH, *SHARDS, str(ROOT / "tests" / "accelerate_fsdp.py")),
 }
 BOUND = 1e-5  # of the loss. Two processes add up in another order; measured: 2e-7
 
@@ -162,6 +163,8 @@ BOUND = 1e-5  # of the loss. Two processes add up in another order; measured: 2e
 @pytest.mark.slow
 def test_finetune_accelerate(tmp_path: Path) -> None:
     """One process, two gloo processes with replicas, and two with shards: equal losses, and equal adapters."""
+    page = (ROOT / "docs" / "training.md").read_text()
+    assert all(f"--num_processes 2 {' '.join(options)} examples/finetune_" in page for options in (REPLICAS, SHARDS))
     losses, adapters = [], []
     for way, by in WAYS.items():
         (folder := tmp_path / way).mkdir()

@@ -121,8 +121,10 @@ def test_python_runs(
     sys.modules.pop("modeling", None)
     assert len(snippets) == 2
     assert capsys.readouterr().out.startswith("Injection(timm.models.resnet.ResNet: 4 blocks")
-    parameters = names["parameters"]
-    assert isinstance(parameters, list) and len(parameters) == 16  # 4 blocks, two layers of two tensors
+    optimizer = names["optimizer"]
+    assert isinstance(optimizer, torch.optim.AdamW)
+    groups = {group["name"]: len(group["params"]) for group in optimizer.param_groups}
+    assert groups == {"base": 1, "base without decay": 1, "blocks": 16}  # the head; 4 blocks, two layers of two tensors
     model = names["model"]
     assert isinstance(model, torch.nn.Module)
     assert type(model.get_submodule("layer1.0")).__name__ == "SEBottleneck"

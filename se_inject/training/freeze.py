@@ -61,10 +61,10 @@ def freeze_base(model: nn.Module, train_head: bool | str | Iterable[str] = True)
 def unfreeze(model: nn.Module, *, norms: bool = True) -> None:
     """Undo ``freeze_base``, in place: what was trained before it is trained again, and norms go by the mode again.
 
-    ``model``: the whole, or a part of it (``model.layer4``), to unfreeze stage by stage. ``norms=False`` leaves the norms
-    in eval, with their weights trained: for short trainings and small batches. What was frozen before ``freeze_base``
-    stays so. Make the optimizer after it. Raises ``SEInjectError`` when a ``DistributedDataParallel`` is around the
-    model.
+    ``model``: the whole, or a part of it (``model.layer4``), to unfreeze stage by stage. ``norms=False`` leaves the
+    norms in eval while their weights train: for short trainings and small batches. What was frozen before
+    ``freeze_base`` stays so. Make the optimizer after it. Raises ``SEInjectError`` when a ``DistributedDataParallel``
+    is around the model.
     """
     model = _unwrapped(model)
     for module in model.modules():

@@ -48,6 +48,18 @@ def test_training_step(case: Case) -> None:
 
 
 @over()
+def test_freeze_base(case: Case) -> None:
+    """`se_inject.freeze_base`, three steps: the blocks and the head move, nothing else, not a running statistic."""
+    before = {name: tensor.clone() for name, tensor in case.model.state_dict().items()}
+    se_inject.freeze_base(case.model)
+    trained = {name for name, parameter in case.model.named_parameters() if parameter.requires_grad}
+    for _ in range(3):
+        step(case.model, case.x)
+    changed = {name for name, tensor in case.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == trained and len(trained - set(case.added)) == 2
+
+
+@over()
 def test_ema_timm(case: Case) -> None:
     """timm's `ModelEmaV3`: the average of two weights, the blocks' too."""
     ema = ModelEmaV3(case.model, decay=0.5)
