@@ -564,6 +564,7 @@ class Spared(Net):
     def __init__(self) -> None:
         super().__init__()
         self.position, self.scale = nn.Parameter(torch.zeros(1, 8, 1, 1)), nn.Parameter(torch.ones(8, 1))
+        self.bias, self.some_bias = nn.Parameter(torch.zeros(1, 8)), nn.Parameter(torch.zeros(1, 8))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc(self.blocks(self.stem(x) + self.position).mean((2, 3)) * self.scale.T)
@@ -576,8 +577,8 @@ def test_what_a_model_spares_is_spared() -> None:
     model = inject(Spared(), verify=False).model
     for whole in (model, nn.ModuleDict({"net": model})):
         base, rest, _ = se_inject.param_groups(whole, 1e-3)
-        assert any(parameter is model.position for parameter in rest["params"])
-        assert any(parameter is model.scale for parameter in base["params"])
+        assert {id(model.position), id(model.bias)} <= {id(parameter) for parameter in rest["params"]}
+        assert {id(model.scale), id(model.some_bias)} <= {id(parameter) for parameter in base["params"]}
 
 
 def test_a_shared_parameter_is_in_one_group(model: Net) -> None:

@@ -32,7 +32,7 @@ def param_groups(
     found: dict[str, list[nn.Parameter]] = {DECAY: [], NO_DECAY: [], BLOCKS: []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim > 1 and not name.endswith("bias") and name not in spared
+            decays = parameter.ndim > 1 and name.rpartition(".")[2] != "bias" and name not in spared
             found[BLOCKS if id(parameter) in blocks else DECAY if decays else NO_DECAY].append(parameter)
     if not any(found.values()):
         raise SEInjectError(f"every parameter of {type(model).__name__} is frozen: there is nothing to train.")
