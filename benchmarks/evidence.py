@@ -141,7 +141,7 @@ def arm(base: nn.Module, split: Split, setting: Setting, seed: int, name: str) -
     start, _ = test(model, split)
     train(model, split, setting, setting.epochs[1], setting.rates[1], seed + 1)
     end, loss = test(model, split)
-    gates = [gate.std for gate in se_inject.gate_statistics(model, split.x_test[:500]) if gate.std is not None]
+    gates = [gate.std for gate in se_inject.gates(model, split.x_test[:500]) if gate.std is not None]
     spread = round(sum(gates) / len(gates), 6) if gates else None
     return Row(setting.data, seed, name, start, end, loss, spread, cost.parameters, cost.macs, cost.elementwise)
 
@@ -161,7 +161,9 @@ def rows(setting: Setting, file: Path | None, done: set[tuple[str, int, str]]) -
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--fashion-mnist", type=Path, metavar="FILE", help="npz to use instead of scikit-learn's digits")
+    parser.add_argument(
+        "--fashion-mnist", type=Path, metavar="FILE", help="npz to use instead of scikit-learn's digits"
+    )
     parser.add_argument("--seeds", type=int, help="how many, other than the setting's own")
     parser.add_argument("--rows", type=Path, default=Path("evidence-rows.jsonl"), help="lines of JSON, read again")
     parser.add_argument("--out", type=Path, help="Markdown to write; the rows go beside it, the plot into pictures/")
@@ -182,7 +184,10 @@ def main(arguments: list[str] | None = None) -> None:
         print(text)
         return
     options.out.write_text(text)
-    lines = [json.dumps(asdict(row)) for row in sorted(found, key=lambda row: (row.data, row.seed, list(ARMS).index(row.arm)))]
+    lines = [
+        json.dumps(asdict(row))
+        for row in sorted(found, key=lambda row: (row.data, row.seed, list(ARMS).index(row.arm)))
+    ]
     options.out.with_suffix(".json").write_text("[\n" + ",\n".join(lines) + "\n]\n")
     plot(found, options.out.parent / "pictures" / f"{options.out.stem}.svg")
 

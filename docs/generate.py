@@ -199,12 +199,14 @@ def _data(cls: type) -> str:
         textwrap.dedent("\n".join(lines[n.lineno - 1 : n.end_lineno])) for n in body if isinstance(n, ast.AnnAssign)
     ]
     known = [
-        f"`{node.name}` ({ast.unparse(node.returns)})"
-        for node in body
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.returns
+        node for node in body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.returns
     ]
+    properties = [f"`{node.name}` ({ast.unparse(node.returns)})" for node in known if node.decorator_list]
     parts = [f"### {cls.__name__}", _prose(inspect.getdoc(cls)), fence("python", "\n".join(fields))]
-    return "\n\n".join(parts + [f"Properties: {', '.join(known)}."] * bool(known))
+    parts += [f"Properties: {', '.join(properties)}."] * bool(properties)
+    for method in (getattr(cls, node.name) for node in known if not node.decorator_list):
+        parts += [fence("python", _signature(method)), _prose(inspect.getdoc(method))]
+    return "\n\n".join(parts)
 
 
 # -- cli.md -------------------------------------------------------------------------------------------------------

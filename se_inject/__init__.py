@@ -18,7 +18,7 @@ _INDEX = {
     "apply": "api",
     "remove": "api",
     "cost": "api",
-    "gate_statistics": "api",
+    "gates": "api",
     "to_graph": "api",
     "save": "api",
     "load": "api",
@@ -35,6 +35,7 @@ _INDEX = {
     "Plan": "types",
     "Report": "types",
     "Cost": "types",
+    "Gates": "checks.gates",
     "GateStats": "types",
     "SEInjectError": "errors",
     "LoadError": "errors",
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from se_inject.api import Injection as Injection
     from se_inject.api import apply as apply
     from se_inject.api import cost as cost
-    from se_inject.api import gate_statistics as gate_statistics
+    from se_inject.api import gates as gates
     from se_inject.api import inject as inject
     from se_inject.api import load as load
     from se_inject.api import load_adapter as load_adapter
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from se_inject.api import save_adapter as save_adapter
     from se_inject.api import to_graph as to_graph
     from se_inject.blocks import register_block as register_block
+    from se_inject.checks.gates import Gates as Gates
     from se_inject.errors import LoadError as LoadError
     from se_inject.errors import PlanMismatchError as PlanMismatchError
     from se_inject.errors import RulesError as RulesError

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from se_inject.checks import gates, trained
+from se_inject.checks import trained
+from se_inject.checks.gates import Gates, statistics
 from se_inject.checks.measure import measure
 from se_inject.errors import SEInjectError
 from se_inject.files import store
@@ -21,7 +22,7 @@ from se_inject.planning import make_plan
 from se_inject.search.inputs import resolve
 from se_inject.surgery import splice
 from se_inject.surgery.whole import whole
-from se_inject.types import Cost, GateStats, Plan, Report
+from se_inject.types import Cost, Plan, Report
 
 
 def plan(model: nn.Module, example_inputs: Any = None, rules: Any = "auto", *, seed: int = 0, name: str = "") -> Plan:
@@ -86,17 +87,18 @@ def cost(model: nn.Module, example_inputs: Any = None) -> Cost:
     return measure(unwrap(model), example_inputs).cost
 
 
-def gate_statistics(model: nn.Module, batch: Any) -> tuple[GateStats, ...]:
-    """How far the gates of the inserted blocks are open on a batch, in order; one forward in eval mode.
+def gates(model: nn.Module, batch: Any) -> Gates:
+    """What the gates of the inserted blocks do on a batch: mean, spread, dead and saturated channels of each.
 
-    ``batch``: a tensor, a tuple of arguments, a dict of keyword arguments, or a shape, for noise. A block without a
-    channel gate has no figures, and its ``note`` says why. Raises ``TraceError`` when the model does not run on it.
+    One forward in eval mode; the model is left as it was. ``batch``: a tensor, a tuple of arguments, a dict of keyword
+    arguments, or a shape, for noise. A block without a channel gate has no figures, and its ``note`` says why. Raises
+    ``TraceError`` when the model does not run on the batch.
 
-    >>> gate_statistics(result.model, images)[0].mean
-    1.0
+    >>> print(gates(model, images))
+    >>> gates(model, images).plot("gates.svg")
     """
     model = unwrap(model)
-    return gates.statistics(model, resolve(model, batch))
+    return statistics(model, resolve(model, batch))
 
 
 def to_graph(model: nn.Module, example_inputs: Any = None) -> fx.GraphModule:
@@ -181,6 +183,6 @@ def load_adapter(model: nn.Module, folder: str | Path, *, inplace: bool = False,
 
 
 __all__ = [
-    "Injection", "SEInjectError", "apply", "cost", "gate_statistics", "inject", "load", "load_adapter", "plan",
+    "Injection", "SEInjectError", "apply", "cost", "gates", "inject", "load", "load_adapter", "plan",
     "read_plan", "remove", "save", "save_adapter",
 ]  # fmt: skip

@@ -111,7 +111,7 @@ def _gates(result: nn.Module, inputs: Inputs) -> tuple[GateStats, ...]:
     if inputs.shape is not None:
         return ()
     try:
-        return gates.statistics(result, inputs)
+        return gates.statistics(result, inputs).sites
     except TraceError:  # such a model runs in train mode only
         return ()
 

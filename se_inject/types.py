@@ -226,7 +226,8 @@ class Artifact:
 class GateStats:
     """How far the channel gate of one inserted block is open on a batch; no figures where ``note`` says why.
 
-    A channel is closed or open by the mean of its gate over the batch.
+    By the mean of its gate over the batch a channel is dead (nearly nothing passes) or saturated (the gate is at its
+    highest). At both ends a sigmoid is flat, so that such a gate hardly learns any more.
     """
 
     block: str  # path of the block
@@ -236,8 +237,8 @@ class GateStats:
     std: float | None = None
     min: float | None = None
     max: float | None = None
-    closed: float | None = None  # share of the channels below 0.1 of the range
-    open: float | None = None  # share of the channels above 0.9 of the range
+    dead: float | None = None  # share of the channels whose mean is below 0.1 of the range
+    saturated: float | None = None  # share of the channels whose mean is above 0.9 of the range
     note: str = ""
 
 

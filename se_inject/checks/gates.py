@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,14 +19,58 @@ from se_inject.errors import TraceError
 from se_inject.search.inputs import Inputs
 from se_inject.types import GateStats
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 HIGHEST = {"Sigmoid": 1.0, "Hardsigmoid": 1.0, "TanhPlusOne": 2.0}  # of a gate's range, which starts at 0
-CLOSED, OPEN = 0.1, 0.9  # of the range
+DEAD, SATURATED = 0.1, 0.9  # of the range
 KNOWN = tuple(GATES.values())
 
 Values = Callable[[torch.Tensor], torch.Tensor]
 
 
-def statistics(model: nn.Module, inputs: Inputs) -> tuple[GateStats, ...]:
+@dataclass(frozen=True)
+class Gates:
+    """What the gates of a model do on a batch, block by block in the order of the modules.
+
+    Iterates over its ``sites``. Printed it is a table, in a notebook too; ``plot`` draws it.
+    """
+
+    sites: tuple[GateStats, ...]
+
+    def __iter__(self) -> Iterator[GateStats]:
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    def __getitem__(self, index: int) -> GateStats:
+        return self.sites[index]
+
+    def __str__(self) -> str:
+        from se_inject.report.text import as_text, render_gates
+
+        return as_text(lambda console: render_gates(self, console)) if self.sites else "no inserted blocks"
+
+    def _repr_html_(self) -> str:
+        from se_inject.report.html.notebook import gates
+
+        return gates(self)
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """A matplotlib figure: mean, standard deviation and range of each gate, and its dead and saturated channels.
+
+        ``path``: where to write it as well; the ending chooses the format. Raises ``SEInjectError`` without matplotlib.
+        """
+        from se_inject.report.plot import gates
+
+        figure = gates(self)
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+
+def statistics(model: nn.Module, inputs: Inputs) -> Gates:
     """One forward in eval mode, without gradients; the model is afterwards what it was.
 
     Raises ``TraceError`` when the model does not run on the inputs.
@@ -43,7 +89,7 @@ def statistics(model: nn.Module, inputs: Inputs) -> tuple[GateStats, ...]:
             handle.remove()
     if failure:
         raise TraceError(f"the model does not run on the batch: {failure}")
-    return tuple(_summary(path, block, gates[path], found[path]) for path, block in blocks)
+    return Gates(tuple(_summary(path, block, gates[path], found[path]) for path, block in blocks))
 
 
 def _outermost(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -85,9 +131,9 @@ def _summary(
         return GateStats(path, kind, note="its gate is NaN or infinite")
     share = rows.mean(0) / gate[2]
     numbers = (rows.mean(), rows.std(correction=0), rows.min(), rows.max(), *_shares(share))
-    mean, std, low, high, closed, opened = (float(f"{float(n):.6g}") for n in numbers)
-    return GateStats(path, kind, float(gate[2]), mean, std, low, high, closed, opened)
+    mean, std, low, high, dead, saturated = (float(f"{float(n):.6g}") for n in numbers)
+    return GateStats(path, kind, float(gate[2]), mean, std, low, high, dead, saturated)
 
 
 def _shares(channels: torch.Tensor) -> Iterable[torch.Tensor]:
-    return (channels < CLOSED).double().mean(), (channels > OPEN).double().mean()
+    return (channels < DEAD).double().mean(), (channels > SATURATED).double().mean()

@@ -28,7 +28,10 @@ def to_markdown(report: Report) -> str:
         "## Cost",
         _table(
             ("", "before", "after", "added", "change"),
-            ((row.name, row.before, row.after, row.added, row.percent) for row in tables.total_rows(report)),
+            (
+                (row.name, row.before, row.after, row.added, row.percent)
+                for row in tables.total_rows(report.before, report.after)
+            ),
             numbers=4,
         ),
         f"Added exactly: {report.after.parameters - report.before.parameters:,} parameters, "
@@ -89,7 +92,7 @@ def _bold_sum(report: Report) -> tuple[str, str]:
 
 
 def _gates(report: Report) -> tuple[str, str]:
-    rows = tables.gate_rows(report)
+    rows = tables.gate_rows(report.gates)
     known = [(name(row.block), *row.figures) for row in rows if row.figures]
     table = _table(tables.GATE_COLUMNS, known, numbers=len(tables.GATE_COLUMNS) - 1) if known else ""
     return table, _list(f"{name(row.block)}: {escape(row.note)}" for row in rows if row.note)

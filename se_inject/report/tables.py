@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from se_inject.errors import VerifyError
-from se_inject.types import Check, Decision, Plan, Report, SiteCost
+from se_inject.types import Check, Cost, Decision, GateStats, Plan, Report, SiteCost
 
 CONVENTION = (
     "MACs are the multiply-accumulates of convolutions, linear layers and matrix products; FLOPs = 2 x MACs. "
@@ -143,7 +143,8 @@ def changes(decisions: Iterable[Decision]) -> dict[tuple[str, str, str, str], li
     return found
 
 
-def total_rows(report: Report) -> list[TotalRow]:
+def total_rows(first: Cost, last: Cost) -> list[TotalRow]:
+    """What changed from one to the other, which may be less."""
     table = (
         ("parameters", "parameters", count),
         ("MACs", "macs", count),
@@ -153,7 +154,7 @@ def total_rows(report: Report) -> list[TotalRow]:
     )
     rows = []
     for name, field, unit in table:
-        before, after = getattr(report.before, field), getattr(report.after, field)
+        before, after = getattr(first, field), getattr(last, field)
         added = unit(after - before)
         rows.append(
             TotalRow(name, unit(before), unit(after), added if after < before else f"+{added}", percent(before, after))
@@ -161,9 +162,9 @@ def total_rows(report: Report) -> list[TotalRow]:
     return rows
 
 
-GATE_COLUMNS = ("gate of", "range", "mean", "std", "min", "max", "closed", "open")
+GATE_COLUMNS = ("gate of", "range", "mean", "std", "min", "max", "dead", "saturated")
 GATES = (
-    "Of the batch that was given. A channel is closed when the mean of its gate is below 0.1 of the range, and open "
+    "Of the batch that was given. A channel is dead when the mean of its gate is below 0.1 of the range, and saturated "
     "above 0.9."
 )
 
@@ -177,11 +178,11 @@ class GateRow:
     note: str
 
 
-def gate_rows(report: Report) -> list[GateRow]:
+def gate_rows(gates: Iterable[GateStats]) -> list[GateRow]:
     rows = []
-    for g in report.gates:
+    for g in gates:
         values = [v for v in (g.mean, g.std, g.min, g.max) if v is not None]
-        shares = [v for v in (g.closed, g.open) if v is not None]
+        shares = [v for v in (g.dead, g.saturated) if v is not None]
         figures = (f"0 to {g.highest:g}", *(f"{v:.3f}" for v in values), *(f"{100 * v:.1f} %" for v in shares))
         complete = len(figures) == len(GATE_COLUMNS) - 1
         rows.append(GateRow(g.block, figures if complete else (), g.note if complete or g.note else "no figures"))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import io
+from collections.abc import Callable, Iterable, Sequence
 
 from rich import box
 from rich.console import Console
@@ -11,11 +12,19 @@ from rich.table import Table
 from rich.text import Text
 
 from se_inject.report import tables
-from se_inject.types import Check, Plan, Report, SiteCost
+from se_inject.types import Check, Cost, GateStats, Plan, Report, SiteCost
 
 FIRST = 3  # sites named per reason, unless all are asked for
 NARROW = 66  # columns: below, a table's rows are paragraphs
 STYLES = {"pass": "green", "FAIL": "bold red", "n.a.": "yellow"}
+
+
+def as_text(render: Callable[[Console], None]) -> str:
+    """What ``render`` prints, as text without colours, as wide as the terminal."""
+    console = Console(file=io.StringIO(), highlight=False)
+    with console.capture() as captured:
+        render(console)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()).rstrip()
 
 
 def to_terminal(report: Report, console: Console, *, all: bool = False) -> None:
@@ -24,15 +33,14 @@ def to_terminal(report: Report, console: Console, *, all: bool = False) -> None:
     _plan(report.plan, console, report.sites, every=all)
     _print(console, f"{tables.CONVENTION} {tables.inputs(report.plan)}.", "dim")
     console.print()
-    totals = [(r.name, r.before, r.after, r.added, r.percent) for r in tables.total_rows(report)]
-    _table(console, ("", "before", "after", "added", "change"), totals, numbers=4)
+    render_costs(report.before, report.after, console)
     _print(console, f"Not counted: {tables.uncounted(report)}.", "dim")
     if report.checks:
         console.print()
         render_checks(report.checks, console)
     if report.gates:
         console.print()
-        _gates(report, console)
+        render_gates(report.gates, console)
     if report.source:
         console.print()
         _pairs(console, tables.facts(report.source))
@@ -54,8 +62,15 @@ def render_checks(checks: Iterable[Check], console: Console) -> None:
     console.print(grid)
 
 
-def _gates(report: Report, console: Console) -> None:
-    rows = tables.gate_rows(report)
+def render_costs(first: Cost, last: Cost, console: Console) -> None:
+    """Print what two models cost, and what changed from the first to the last."""
+    rows = [(r.name, r.before, r.after, r.added, r.percent) for r in tables.total_rows(first, last)]
+    _table(console, ("", "before", "after", "added", "change"), rows, numbers=4)
+
+
+def render_gates(gates: Iterable[GateStats], console: Console) -> None:
+    """Print one row of figures for each block, or the reason why it has none."""
+    rows = tables.gate_rows(gates)
     if figures := [(row.block, *row.figures) for row in rows if row.figures]:
         _table(console, tables.GATE_COLUMNS, figures, numbers=len(tables.GATE_COLUMNS) - 1)
     for row in rows:

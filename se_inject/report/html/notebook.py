@@ -1,4 +1,4 @@
-"""What a notebook shows for a plan, a report, a cost: a heading and a table, in the notebook's own style."""
+"""What a notebook shows for a plan, a report, a cost, gates: a heading and a table, in the notebook's own style."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from markupsafe import Markup
 
 from se_inject.report import tables
-from se_inject.types import Cost, Plan, Report
+from se_inject.types import Cost, GateStats, Plan, Report
 
 FIRST = 50  # insertions shown
 
 
 def report(shown: Report) -> str:
-    totals = [(r.name, r.before, r.after, r.added, r.percent) for r in tables.total_rows(shown)]
+    totals = [(r.name, r.before, r.after, r.added, r.percent) for r in tables.total_rows(shown.before, shown.after)]
     marks = [f"{mark} {name}" for mark, name, _ in tables.marks(shown.checks)]
     parts = [
         _heading(shown.plan),
@@ -41,6 +41,14 @@ def cost(shown: Cost) -> str:
         ("activation memory", tables.size(shown.activation_bytes)),
     )
     return str(_table(("", "one forward"), rows))
+
+
+def gates(shown: Iterable[GateStats]) -> str:
+    rows = tables.gate_rows(shown)
+    figures = [(row.block, *row.figures) for row in rows if row.figures]
+    parts = [_table(tables.GATE_COLUMNS, figures)] if figures else []
+    parts += [_paragraph(f"{row.block}: {row.note}") for row in rows if row.note]
+    return str(Markup("").join([*parts, _paragraph(tables.GATES)]))
 
 
 def _heading(shown: Plan, *, dry: bool = False) -> Markup:
