@@ -58,9 +58,7 @@ class Setting:
 
 SETTINGS = {
     "digits": Setting("digits", seeds=20, train=900, widths=(16, 32), stride=1, epochs=(20, 10)),
-    "fashion": Setting(
-        "Fashion-MNIST", seeds=5, train=15_000, widths=(16, 32, 64), stride=2, epochs=(8, 4), batch=128, shift=2
-    ),
+    "fashion": Setting("Fashion-MNIST", seeds=5, train=10_000, widths=(16, 32, 64), stride=2, epochs=(6, 3), shift=2),
 }
 
 

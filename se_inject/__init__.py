@@ -19,6 +19,7 @@ _INDEX = {
     "remove": "api",
     "cost": "api",
     "gates": "api",
+    "prune": "training.prune",
     "to_graph": "api",
     "save": "api",
     "load": "api",
@@ -31,6 +32,7 @@ _INDEX = {
     "trainable_summary": "training.summary",
     "register_block": "blocks",
     "Injection": "api",
+    "Pruning": "training.prune",
     "BlockSpec": "types",
     "Plan": "types",
     "Report": "types",
@@ -76,6 +78,8 @@ if TYPE_CHECKING:
     from se_inject.training.freeze import unfreeze as unfreeze
     from se_inject.training.groups import param_groups as param_groups
     from se_inject.training.summary import trainable_summary as trainable_summary
+    from se_inject.training.prune import Pruning as Pruning
+    from se_inject.training.prune import prune as prune
     from se_inject.types import BlockSpec as BlockSpec
     from se_inject.types import Cost as Cost
     from se_inject.types import GateStats as GateStats

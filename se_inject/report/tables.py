@@ -6,10 +6,13 @@ import json
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from se_inject.errors import VerifyError
 from se_inject.types import Check, Cost, Decision, GateStats, Plan, Report, SiteCost
+
+if TYPE_CHECKING:
+    from se_inject.training.prune import Pruning
 
 CONVENTION = (
     "MACs are the multiply-accumulates of convolutions, linear layers and matrix products; FLOPs = 2 x MACs. "
@@ -187,6 +190,28 @@ def gate_rows(gates: Iterable[GateStats]) -> list[GateRow]:
         complete = len(figures) == len(GATE_COLUMNS) - 1
         rows.append(GateRow(g.block, figures if complete else (), g.note if complete or g.note else "no figures"))
     return rows
+
+
+PRUNED_COLUMNS = ("block", "from the identity", "")
+
+
+def pruned_rows(pruning: Pruning) -> list[tuple[str, str, str]]:
+    """Each block, the most that it changed a value by on the batch, and what became of it."""
+    return [
+        (block, f"{value:.3g}", "dropped" if block in pruning.dropped else "kept")
+        for block, value in pruning.deviations.items()
+    ]
+
+
+def pruned(pruning: Pruning) -> str:
+    """The headline."""
+    first, last = pruning.before, pruning.after
+    moved = f"move by at most {pruning.change:.1g} of the largest" if pruning.change else "are bit-equal"
+    return (
+        f"{len(pruning.dropped)} of {plural(len(pruning.deviations), 'block')} dropped, within {pruning.threshold:g} "
+        f"of the identity: {count(first.parameters - last.parameters)} parameters and {count(first.macs - last.macs)} "
+        f"MACs saved; the outputs on the batch {moved}"
+    )
 
 
 def uncounted(report: Report) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -13,6 +14,9 @@ from rich.text import Text
 
 from se_inject.report import tables
 from se_inject.types import Check, Cost, GateStats, Plan, Report, SiteCost
+
+if TYPE_CHECKING:
+    from se_inject.training.prune import Pruning
 
 FIRST = 3  # sites named per reason, unless all are asked for
 NARROW = 66  # columns: below, a table's rows are paragraphs
@@ -77,6 +81,14 @@ def render_gates(gates: Iterable[GateStats], console: Console) -> None:
         if row.note:
             _print(console, f"{row.block}: {row.note}.")
     _print(console, tables.GATES, "dim")
+
+
+def render_pruning(pruning: Pruning, console: Console) -> None:
+    """Print which blocks were dropped and which kept, and what that saves."""
+    _print(console, f"{tables.pruned(pruning)}.", "bold")
+    console.print()
+    _table(console, tables.PRUNED_COLUMNS, tables.pruned_rows(pruning), numbers=0)
+    render_costs(pruning.before, pruning.after, console)
 
 
 def _plan(plan: Plan, console: Console, costs: Sequence[SiteCost], *, every: bool, dry: bool = False) -> None:

@@ -49,7 +49,8 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
         raise
     earlier = model.__dict__.get(RECORD, ())
     run = earlier[-1]["run"] + 1 if earlier else 0
-    _remember(model, (*earlier, *({**record, "run": run, "plan": plan} for record in records)))
+    if records:  # a plan without insertions leaves the model as it is
+        _remember(model, (*earlier, *({**record, "run": run, "plan": plan} for record in records)))
     return model
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
 from se_inject.report import tables
 from se_inject.types import Cost, GateStats, Plan, Report
 
+if TYPE_CHECKING:
+    from se_inject.training.prune import Pruning
+
 FIRST = 50  # insertions shown
 
 
 def report(shown: Report) -> str:
-    totals = [(r.name, r.before, r.after, r.added, r.percent) for r in tables.total_rows(shown.before, shown.after)]
     marks = [f"{mark} {name}" for mark, name, _ in tables.marks(shown.checks)]
     parts = [
         _heading(shown.plan),
-        _table(("", "before", "after", "added", "change"), totals),
+        _costs(shown.before, shown.after),
         _paragraph(", ".join(marks) or "not checked"),
     ]
     return str(Markup("").join(parts))
@@ -49,6 +52,20 @@ def gates(shown: Iterable[GateStats]) -> str:
     parts = [_table(tables.GATE_COLUMNS, figures)] if figures else []
     parts += [_paragraph(f"{row.block}: {row.note}") for row in rows if row.note]
     return str(Markup("").join([*parts, _paragraph(tables.GATES)]))
+
+
+def pruning(shown: Pruning) -> str:
+    parts = [
+        _paragraph(f"{tables.pruned(shown)}."),
+        _table(tables.PRUNED_COLUMNS, tables.pruned_rows(shown)),
+        _costs(shown.before, shown.after),
+    ]
+    return str(Markup("").join(parts))
+
+
+def _costs(first: Cost, last: Cost) -> Markup:
+    rows = [(r.name, r.before, r.after, r.added, r.percent) for r in tables.total_rows(first, last)]
+    return _table(("", "before", "after", "added", "change"), rows)
 
 
 def _heading(shown: Plan, *, dry: bool = False) -> Markup:

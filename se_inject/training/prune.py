@@ -1,0 +1,149 @@
+"""Blocks that training left idle are taken out again.
+
+A block is as far from the identity as any of its values on a batch: ``max |f(x) - x| / |x|``, which for every kind of
+gate is ``max |gate - 1|``. Under `absorb` the norm before the block is doubled and ``2 f(x)`` takes the place of
+``f(x)``; with its block the norm is halved again.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from se_inject.checks import baseline
+from se_inject.checks.gates import statistics
+from se_inject.checks.measure import measure
+from se_inject.errors import SEInjectError, TraceError
+from se_inject.guard import unwrap
+from se_inject.injection import Injection, realise
+from se_inject.planning import follow_plan
+from se_inject.search.inputs import Inputs, resolve
+from se_inject.surgery import splice
+from se_inject.surgery.fingerprint import fingerprint
+from se_inject.types import Cost, Decision, Plan
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """A model without its idle blocks, and what that saves. Printed it is a table."""
+
+    injection: Injection  # the model, its plan and a report: what `save` takes
+    deviations: dict[str, float]  # block -> how far it was from the identity
+    threshold: float
+    before: Cost  # of the model with all blocks
+    change: float  # of the outputs on the batch, at most, divided by the largest output
+
+    @property
+    def model(self) -> nn.Module:
+        return self.injection.model
+
+    @property
+    def plan(self) -> Plan:
+        return self.injection.plan
+
+    @property
+    def after(self) -> Cost:
+        return self.injection.report.after
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        return tuple(block for block, value in self.deviations.items() if value <= self.threshold)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        return tuple(block for block in self.deviations if block not in self.dropped)
+
+    def __str__(self) -> str:
+        from se_inject.report.text import as_text, render_pruning
+
+        return as_text(lambda console: render_pruning(self, console))
+
+    def _repr_html_(self) -> str:
+        from se_inject.report.html.notebook import pruning
+
+        return pruning(self)
+
+
+def prune(model: nn.Module, batch: Any, threshold: float = 1e-3) -> Pruning:
+    """A copy of ``model`` without the blocks that are idle: within ``threshold`` of the identity on all of a batch.
+
+    The other blocks keep their trained weights, all else its keys and values; the plan holds what was dropped as skips.
+    ``batch``: data, as for ``gates``; more samples make a safer judgement. ``threshold``: the largest ``|gate - 1|``
+    that counts as idle; blocks that add to the features are measured by what they change. Raises ``SpliceError`` when
+    the model does not hold the blocks of one plan, ``TraceError`` when the batch does not run or does not reach them all.
+
+    >>> print(pruned := prune(model, images))
+    >>> save(pruned.injection, "out")
+    """
+    if not threshold >= 0:
+        raise SEInjectError(f"threshold {threshold}: expected 0 or more, the largest |gate - 1| that counts as idle.")
+    model = unwrap(model)
+    plan, inputs = splice.plan_of(model), resolve(model, batch)
+    deviations, outputs = _deviations(model, plan, inputs)
+    reason = f"pruned: within {threshold:g} of the identity on a batch"
+    decisions = tuple(
+        Decision(d.site, "skip", reason) if d.status == "insert" and deviations[d.key] <= threshold else d
+        for d in plan.decisions
+    )
+    result = _rebuild(model, replace(plan, decisions=decisions), inputs)
+    after = baseline.run(result.model, inputs, False, plan.seed).outputs
+    return Pruning(result, deviations, threshold, measure(model, inputs).cost, _change(outputs, after))
+
+
+def _deviations(model: nn.Module, plan: Plan, inputs: Inputs) -> tuple[dict[str, float], list[torch.Tensor]]:
+    """How far each block is from the identity, and the outputs of the forward that shows it."""
+    found: dict[str, list[torch.Tensor]] = {decision.key: [] for decision in plan.insertions}
+    handles = []
+    try:
+        for decision in plan.insertions:
+            measured = _measure(found[decision.key], 2.0 if decision.init == "absorb" else 1.0)
+            handles.append(model.get_submodule(decision.key).register_forward_hook(measured))
+        ran = baseline.run(model, inputs, False, plan.seed)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if ran.failure:
+        raise TraceError(f"the model does not run on the batch: {ran.failure}")
+    if still := next((key for key, calls in found.items() if not calls), None):
+        raise TraceError(
+            f"{still} did not run on the batch: give one that reaches every block, or set the model's flags."
+        )
+    return {key: torch.stack(calls).max().item() for key, calls in found.items()}, ran.outputs
+
+
+def _measure(calls: list[torch.Tensor], scale: float) -> Any:
+    def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        x, y = args[0], output * scale
+        calls.append(((y - x).abs() / x.abs()).masked_fill(y == x, 0.0).max())  # 0 / 0 is no difference
+
+    return hook
+
+
+def _rebuild(model: nn.Module, plan: Plan, inputs: Inputs) -> Injection:
+    """A copy of ``model`` with the blocks of ``plan`` alone, which are its own."""
+    base = splice.remove(model)
+    kept = copy.deepcopy({d.key: model.get_submodule(d.key) for d in plan.insertions})
+    # The inputs are those that the costs are counted for; a head replaced since then is part of the base.
+    plan = replace(plan, inputs=inputs.describe(), fingerprint=fingerprint(base))
+    result = realise(base, follow_plan(base, inputs, plan), inplace=True, check=False)
+    for key, block in kept.items():
+        result.model.set_submodule(key, block)
+    if not result.report.gates:
+        return result
+    return replace(result, report=replace(result.report, gates=statistics(result.model, inputs).sites))
+
+
+def _change(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
+    """The largest difference of two forwards, each tensor's divided by its largest value."""
+    pairs = zip(before, after, strict=True)
+    return max((_relative(a, b) for a, b in pairs if not torch.equal(a, b)), default=0.0)
+
+
+def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    if a.shape != b.shape:  # detections
+        return float("inf")
+    return ((a.double() - b.double()).abs().max() / a.double().abs().max()).item()
