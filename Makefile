@@ -5,6 +5,7 @@
 #   make lint       ruff                make types      mypy                   make clean  everything made here
 #   make docs       the references in docs/, from the code                     make pictures  the README's, from a run
 #   make zoo        docs/coverage.md: every architecture of timm and torchvision, in about half an hour
+#   make evidence   docs/evidence.md: what blocks add to further training; FASHION=FILE.npz for Fashion-MNIST as well
 
 PYTHON ?= python3
 # The versions the suite is known to pass with. Another build of torch: make test TORCH="torch torchvision"
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
-.PHONY: setup demo test test-slow bench fuzz zoo lint types docs pictures clean
+.PHONY: setup demo test test-slow bench fuzz zoo evidence lint types docs pictures clean
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -47,6 +48,10 @@ fuzz: $(STAMP)
 # goes on where it was stopped: the rows are kept in zoo-rows.jsonl
 zoo: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo --jobs $(JOBS) -o docs/coverage.md
+
+# goes on where it was stopped: the rows are kept in evidence-rows.jsonl
+evidence: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evidence $(if $(FASHION),--fashion-mnist "$(FASHION)") --out docs/evidence.md
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

@@ -1,7 +1,7 @@
 """What attention adds to a trained net: the same further training with nothing added, and with each kind of block.
 
-    make evidence                                              docs/evidence.md, from scikit-learn's digits
-    python -m benchmarks.evidence --fashion-mnist FILE.npz     the same on Fashion-MNIST, printed
+    python -m benchmarks.evidence        on scikit-learn's digits, printed
+    make evidence FASHION=FILE.npz       docs/evidence.md: on the digits, and on Fashion-MNIST from a file
 
 Per seed one small residual net is trained on a split of its own. Every arm starts from a copy of that net and gets the
 same further training: pictures in the same order, the same shifts, optimizer, rates and epochs. Nothing is chosen by
@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from torch.nn.functional import cross_entropy, pad
 from torchvision.models.resnet import BasicBlock
 
 import se_inject
-from benchmarks.evidence_page import BASELINE, Row, page, plot
+from benchmarks.evidence_page import BASELINE, PLOT, Row, page, plot
+from se_inject.report.tables import plural
 
 SE = {"placement": "standard", "ratio": 4}  # the widest map has 64 channels: a ratio of 16 would leave one or two
 ARMS: dict[str, dict[str, Any] | None] = {
@@ -70,6 +72,10 @@ class Split:
     y: Tensor
     x_test: Tensor
     y_test: Tensor
+    pool: int  # pictures that x was drawn from
+
+
+Draw = Callable[[Setting, int], Split]
 
 
 def digits(setting: Setting, seed: int) -> Split:
@@ -77,17 +83,18 @@ def digits(setting: Setting, seed: int) -> Split:
     x, y = (torch.tensor(part) for part in load_digits(return_X_y=True))
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     x, y = x[order].float().view(-1, 1, 8, 8) / 16, y[order]
-    return Split(x[: setting.train], y[: setting.train], x[setting.train :], y[setting.train :])
+    return Split(x[: setting.train], y[: setting.train], x[setting.train :], y[setting.train :], len(x))
 
 
 def fashion_mnist(setting: Setting, seed: int, file: Path) -> Split:
     """Training pictures of its own for each seed; the test set is the data's own. The arrays are those of Keras's
     ``mnist.npz``: ``x_train``, ``y_train``, ``x_test``, ``y_test``."""
     with np.load(file) as arrays:
-        order = np.random.default_rng(seed).permutation(len(arrays["x_train"]))[: setting.train]
+        pool = len(arrays["x_train"])
+        order = np.random.default_rng(seed).permutation(pool)[: setting.train]
         x, x_test = (torch.tensor(a).float().unsqueeze(1) / 255 for a in (arrays["x_train"][order], arrays["x_test"]))
         y, y_test = (torch.tensor(a).long() for a in (arrays["y_train"][order], arrays["y_test"]))
-    return Split(x, y, x_test, y_test)
+    return Split(x, y, x_test, y_test, pool)
 
 
 def net(setting: Setting, seed: int) -> nn.Module:
@@ -141,53 +148,67 @@ def arm(base: nn.Module, split: Split, setting: Setting, seed: int, name: str) -
     end, loss = test(model, split)
     gates = [gate.std for gate in se_inject.gates(model, split.x_test[:500]) if gate.std is not None]
     spread = round(sum(gates) / len(gates), 6) if gates else None
-    return Row(setting.data, seed, name, start, end, loss, spread, cost.parameters, cost.macs, cost.elementwise)
+    costs = cost.parameters, cost.macs, cost.elementwise
+    return Row(setting.data, seed, name, start, end, loss, spread, *costs, split.pool)
 
 
-def rows(setting: Setting, file: Path | None, done: set[tuple[str, int, str]]) -> Iterator[Row]:
+def rows(setting: Setting, draw: Draw, done: set[tuple[str, int, str]]) -> Iterator[Row]:
     """What ``done`` does not hold yet."""
     for seed in range(setting.seeds):
         left = [name for name in ARMS if (setting.data, seed, name) not in done]
         if not left:
             continue
-        split = digits(setting, seed) if file is None else fashion_mnist(setting, seed, file)
+        split = draw(setting, seed)
         base = net(setting, seed)
         train(base, split, setting, setting.epochs[0], setting.rates[0], seed)
         for name in left:
             yield arm(base, split, setting, seed, name)
 
 
+def words(found: Iterable[Row]) -> dict[str, str]:
+    """How each data set in the rows was used."""
+    pools, known = {row.data: row.pool for row in found}, {s.data: s for s in SETTINGS.values()}
+    return {data: _describe(known[data], pool) for data, pool in pools.items()}
+
+
+def _describe(s: Setting, pool: int) -> str:
+    tested = "all others are for the test" if s.data == "digits" else "the test set is the data's own"
+    widths, pixels = " and ".join(map(str, s.widths)), plural(s.shift, "pixel")
+    return (
+        f"Each seed draws {s.train:,} of {pool:,} pictures for training; {tested}. The net is a ResNet with two basic "
+        f"blocks in each stage of {widths} channels. SGD with momentum 0.9 (Nesterov), weight decay 5e-4, batches of "
+        f"{s.batch} that are moved by up to {pixels}; {s.epochs[0]} epochs at a rate of {s.rates[0]}, then in each arm "
+        f"{s.epochs[1]} at {s.rates[1]}, both half a cosine to zero."
+    )
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--fashion-mnist", type=Path, metavar="FILE", help="npz to use instead of scikit-learn's digits"
-    )
-    parser.add_argument("--seeds", type=int, help="how many, other than the setting's own")
+    parser.add_argument("--fashion-mnist", type=Path, metavar="FILE", help="npz with its pictures: a second experiment")
     parser.add_argument("--rows", type=Path, default=Path("evidence-rows.jsonl"), help="lines of JSON, read again")
-    parser.add_argument("--out", type=Path, help="Markdown to write; the rows go beside it, the plot into pictures/")
+    parser.add_argument("--out", type=Path, help="Markdown to write; rows and plot go beside it")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # sums in one order: the same rows again
-    setting = SETTINGS["fashion" if options.fashion_mnist else "digits"]
-    setting = replace(setting, seeds=options.seeds or setting.seeds)
+    experiments: list[tuple[Setting, Draw]] = [(SETTINGS["digits"], digits)]
+    if options.fashion_mnist:
+        experiments.append((SETTINGS["fashion"], partial(fashion_mnist, file=options.fashion_mnist)))
     found = [Row(**json.loads(line)) for line in options.rows.read_text().splitlines()] if options.rows.exists() else []
     done = {(row.data, row.seed, row.arm) for row in found}
-    total = setting.seeds * len(ARMS) - sum(row.data == setting.data and row.seed < setting.seeds for row in found)
     with options.rows.open("a") as out:
-        for row in track(rows(setting, options.fashion_mnist, done), setting.data, total=total):
-            found.append(row)
-            out.write(json.dumps(asdict(row)) + "\n")
-            out.flush()
-    text = page(found)
+        for setting, draw in experiments:
+            left = setting.seeds * len(ARMS) - sum(data == setting.data for data, _, _ in done)
+            for row in track(rows(setting, draw, done), setting.data, total=left):
+                found.append(row)
+                out.write(json.dumps(asdict(row)) + "\n")
+                out.flush()
+    text = page(found, words(found))
     if options.out is None:
         print(text)
         return
     options.out.write_text(text)
-    lines = [
-        json.dumps(asdict(row))
-        for row in sorted(found, key=lambda row: (row.data, row.seed, list(ARMS).index(row.arm)))
-    ]
+    lines = [json.dumps(asdict(row)) for row in found]
     options.out.with_suffix(".json").write_text("[\n" + ",\n".join(lines) + "\n]\n")
-    plot(found, options.out.parent / "pictures" / f"{options.out.stem}.svg")
+    plot(found, options.out.parent / PLOT)
 
 
 if __name__ == "__main__":

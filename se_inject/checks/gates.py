@@ -111,7 +111,7 @@ def _gate(block: nn.Module) -> tuple[nn.Module, Values, float] | None:
 
 def _keep(values: list[torch.Tensor], follow: Values) -> Any:
     def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        values.append(follow(output.detach().double()).cpu())
+        values.append(follow(output.detach().cpu().double()))  # there are devices without float64
 
     return hook
 

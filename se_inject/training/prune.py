@@ -74,7 +74,7 @@ def prune(model: nn.Module, batch: Any, threshold: float = 1e-3) -> Pruning:
     The other blocks keep their trained weights, all else its keys and values; the plan holds what was dropped as skips.
     ``batch``: data, as for ``gates``; more samples make a safer judgement. ``threshold``: the largest ``|gate - 1|``
     that counts as idle; blocks that add to the features are measured by what they change. Raises ``SpliceError`` when
-    the model does not hold the blocks of one plan, ``TraceError`` when the batch does not run or does not reach them all.
+    the model does not hold the blocks of one plan, ``TraceError`` when the batch does not run or misses a block.
 
     >>> print(pruned := prune(model, images))
     >>> save(pruned.injection, "out")
@@ -146,4 +146,4 @@ def _change(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
 def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
     if a.shape != b.shape:  # detections
         return float("inf")
-    return ((a.double() - b.double()).abs().max() / a.double().abs().max()).item()
+    return ((a.cpu().double() - b.cpu().double()).abs().max() / a.cpu().double().abs().max()).item()
