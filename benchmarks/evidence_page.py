@@ -204,7 +204,7 @@ def plot(rows: list[Row], path: Path) -> None:
             gain.plot(differences, [y] * len(differences), "o", color="0.8", markersize=4, zorder=1)
             gain.errorbar(arm.gain.mean, y, xerr=arm.gain.half, fmt="o", color="C0", capsize=4, zorder=2)
         gain.axvline(0, color="0.5", linewidth=1, zorder=0)
-        gain.set(xlabel=f"accuracy after it, against {BASELINE}, points", ylim=start.get_ylim(), yticks=[])
+        gain.set(xlabel=f"accuracy afterwards, against {BASELINE}, points", yticks=[])
         for axes in line:
             axes.set_ylim(len(found) - 0.5, -0.5)
     path.parent.mkdir(exist_ok=True)

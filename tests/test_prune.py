@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import fx, nn
 
 import se_inject
+from se_inject.models.zoos import build_model
 from se_inject.surgery import splice
 from tests import tiny
 from tests.helpers import randomise
@@ -165,6 +166,31 @@ def test_the_model_given_is_left_as_it_was() -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not any(m._forward_hooks for m in [*model.modules(), *pruned.model.modules()])
     assert not {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in pruned.model.parameters()}
+
+
+@pytest.mark.parametrize(
+    ("name", "placement", "kind"),
+    [
+        ("timm:test_resnet", "auto", "slot"),
+        ("timm:test_vit", "standard", "source"),
+        ("torchvision:shufflenet_v2_x0_5", "auto", "taker"),
+        pytest.param("torchvision:mobilenet_v2", "auto", "append", marks=pytest.mark.slow),
+        pytest.param("torchvision:densenet121", "concat", "after", marks=pytest.mark.slow),
+        pytest.param("torchvision:vgg11_bn", "conv", "callee", marks=pytest.mark.slow),
+    ],
+)
+def test_every_way_to_insert_can_be_pruned(name: str, placement: str, kind: str) -> None:
+    base, x = randomise(build_model(name, {})).eval(), torch.randn(2, 3, 160, 160)
+    model = se_inject.inject(base, (3, 160, 160), placement).model
+    insertions = splice.plan_of(model).insertions
+    assert kind in {d.site.carrier.kind for d in insertions}
+    with torch.no_grad():
+        for decision in insertions[::2]:
+            for parameter in model.get_submodule(decision.key).parameters():
+                parameter.add_(0.3 * torch.randn(parameter.shape))
+    pruned = se_inject.prune(model, x)
+    assert list(pruned.kept) == [d.key for d in insertions[::2]]
+    assert torch.equal(outputs(pruned.model, x), outputs(model, x))
 
 
 def test_a_graph_module() -> None:

@@ -206,11 +206,14 @@ def pruned_rows(pruning: Pruning) -> list[tuple[str, str, str]]:
 def pruned(pruning: Pruning) -> str:
     """The headline."""
     first, last = pruning.before, pruning.after
+    parameters, macs, elementwise = (
+        count(getattr(first, f) - getattr(last, f)) for f in ("parameters", "macs", "elementwise")
+    )
     moved = f"move by at most {pruning.change:.1g} of the largest" if pruning.change else "are bit-equal"
     return (
         f"{len(pruning.dropped)} of {plural(len(pruning.deviations), 'block')} dropped, within {pruning.threshold:g} "
-        f"of the identity: {count(first.parameters - last.parameters)} parameters and {count(first.macs - last.macs)} "
-        f"MACs saved; the outputs on the batch {moved}"
+        f"of the identity: {parameters} parameters, {macs} MACs and {elementwise} element-wise ops saved; the outputs "
+        f"on the batch {moved}"
     )
 
 
