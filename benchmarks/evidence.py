@@ -32,7 +32,7 @@ import se_inject
 from benchmarks.evidence_page import BASELINE, PLOT, Row, page, plot
 from se_inject.report.tables import plural
 
-SE = {"placement": "standard", "ratio": 4}  # the widest map has 64 channels: a ratio of 16 would leave one or two
+SE = {"placement": "standard", "ratio": 4}  # of 16 channels the usual ratio of 16 would leave one
 ARMS: dict[str, dict[str, Any] | None] = {
     BASELINE: None,
     "SE, random": {**SE, "init": "paper"},

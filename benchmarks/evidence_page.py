@@ -147,13 +147,9 @@ def _table(found: list[Arm]) -> list[str]:
             for f in ("parameters", "macs", "elementwise")
         ]
         gates = [r.spread for r in arm.rows if r.spread is not None]
-        cells = [
-            *(arm.name, *costs, arm.start.show(), arm.end.show()),
-            *(["", "", "", ""] if plain else [arm.gain.show(2, "+"), arm.gain.verdict(1)]),
-            *([] if plain else [arm.loss.show(4, "+"), arm.loss.verdict(-1)]),
-            f"{mean(gates):.3f}" if gates else "",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        gain = arm.gain.show(2, "+"), arm.gain.verdict(1), arm.loss.show(4, "+"), arm.loss.verdict(-1)
+        cells = *costs, arm.start.show(), arm.end.show(), *(("",) * 4 if plain else gain)
+        lines.append(f"| {' | '.join((arm.name, *cells, f'{mean(gates):.3f}' if gates else ''))} |")
     return lines
 
 

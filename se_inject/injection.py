@@ -125,10 +125,7 @@ def _checks(
     sites: tuple[SiteCost, ...],
 ) -> tuple[Check, ...]:
     made = planned.plan
-    with uncollected():
-        again = trace(result, planned.inputs)
-        wrong = differences(planned.trace, planned.found, made.insertions, again)
-    checks = [verify.structure(wrong, len({d.site.carrier.path for d in made.insertions if d.site.carrier}))]
+    checks = [as_planned(result, planned)]
     if reference is not None:
         checks += verify.outputs(reference, result, made)
         checks.append(verify.reached(result, reference.probe, made))
@@ -137,6 +134,14 @@ def _checks(
         checks.append(Check("outputs", None, "the model has no weights (meta tensors)"))
     checks.append(verify.overhead(before, after, sites))
     return tuple(checks)
+
+
+def as_planned(result: nn.Module, planned: Planned) -> Check:
+    """1. The rewritten modules, traced again, have the graphs that were planned."""
+    made = planned.plan
+    with uncollected():
+        wrong = differences(planned.trace, planned.found, made.insertions, trace(result, planned.inputs))
+    return verify.structure(wrong, len({d.site.carrier.path for d in made.insertions if d.site.carrier}))
 
 
 def rewritten(model: nn.Module) -> dict[str, str]:

@@ -262,6 +262,9 @@ def test_the_plan_is_that_of_the_blocks_that_are_left(init: str) -> None:
 def test_saved_and_loaded_again(init: str, tmp_path: Path) -> None:
     base, model = injected(init=init)
     pruned, x = se_inject.prune(trained(model, "blocks.1.se"), tiny.image()), tiny.image(4, seed=9)
+    assert [(c.name, c.passed) for c in pruned.injection.report.checks] == [
+        ("structure", True), ("keys", True), ("overhead", True),
+    ]  # fmt: skip
     report = se_inject.save(pruned.injection, tmp_path / "out")
     assert all(check.passed is not False for check in report.checks)
     assert torch.equal(outputs(se_inject.load(tmp_path / "out", model=base), x), outputs(pruned.model, x))

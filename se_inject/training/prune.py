@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from se_inject.checks import baseline
+from se_inject.checks import baseline, verify
 from se_inject.checks.gates import statistics
 from se_inject.checks.measure import measure
 from se_inject.errors import SEInjectError, TraceError
 from se_inject.guard import unwrap
-from se_inject.injection import Injection, realise
+from se_inject.injection import Injection, as_planned, realise
 from se_inject.planning import follow_plan
 from se_inject.search.inputs import Inputs, resolve
 from se_inject.surgery import splice
@@ -91,7 +91,7 @@ def prune(model: nn.Module, batch: Any, threshold: float = 1e-3) -> Pruning:
     )
     result = _rebuild(model, replace(plan, decisions=decisions), inputs)
     after = baseline.run(result.model, inputs, False, plan.seed).outputs
-    return Pruning(result, deviations, threshold, measure(model, inputs).cost, _change(outputs, after))
+    return Pruning(result, deviations, threshold, measure(model, inputs).cost, verify.relative(outputs, after))
 
 
 def _deviations(model: nn.Module, plan: Plan, inputs: Inputs) -> tuple[dict[str, float], list[torch.Tensor]]:
@@ -129,21 +129,16 @@ def _rebuild(model: nn.Module, plan: Plan, inputs: Inputs) -> Injection:
     kept = copy.deepcopy({d.key: model.get_submodule(d.key) for d in plan.insertions})
     # The inputs are those that the costs are counted for; a head replaced since then is part of the base.
     plan = replace(plan, inputs=inputs.describe(), fingerprint=fingerprint(base))
-    result = realise(base, follow_plan(base, inputs, plan), inplace=True, check=False)
+    planned, tensors = follow_plan(base, inputs, plan), baseline.digests(base)
+    result = realise(base, planned, inplace=True, check=False)
     for key, block in kept.items():
         result.model.set_submodule(key, block)
-    if not result.report.gates:
-        return result
-    return replace(result, report=replace(result.report, gates=statistics(result.model, inputs).sites))
-
-
-def _change(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
-    """The largest difference of two forwards, each tensor's divided by its largest value."""
-    pairs = zip(before, after, strict=True)
-    return max((_relative(a, b) for a, b in pairs if not torch.equal(a, b)), default=0.0)
-
-
-def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    if a.shape != b.shape:  # detections
-        return float("inf")
-    return ((a.cpu().double() - b.cpu().double()).abs().max() / a.cpu().double().abs().max()).item()
+    made = result.report
+    checks = (
+        as_planned(result.model, planned),
+        verify.keys(tensors, result.model, plan),
+        verify.overhead(made.before, made.after, made.sites),
+    )
+    verify.require(checks)
+    gates = statistics(result.model, inputs).sites if made.gates else ()
+    return replace(result, report=replace(made, checks=checks, gates=gates))
