@@ -117,11 +117,17 @@ def test_the_plot_shows_the_figures(tmp_path: Path) -> None:
     assert [bar.get_width() for bar in saturated] == [100 * gate.saturated for gate in found]
 
 
+def test_text_has_no_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b" not in str(se_inject.gates(tiny.inject(tiny.net()).model, tiny.image()))
+
+
 def test_names_in_the_plot_are_literal(tmp_path: Path) -> None:
     Gates((GateStats("a$\\x$.se", "Se", 1.0, 0.5, 0.0, 0.5, 0.5, 0.0, 0.0),)).plot(tmp_path / "gates.png")
 
 
 def test_without_matplotlib_the_plot_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Gates(()).plot()
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(se_inject.SEInjectError, match=r"se_inject\[plot\]"):
         Gates(()).plot()

@@ -25,10 +25,9 @@ STYLES = {"pass": "green", "FAIL": "bold red", "n.a.": "yellow"}
 
 def as_text(render: Callable[[Console], None]) -> str:
     """What ``render`` prints, as text without colours, as wide as the terminal."""
-    console = Console(file=io.StringIO(), highlight=False)
-    with console.capture() as captured:
-        render(console)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines()).rstrip()
+    out = io.StringIO()
+    render(Console(file=out, highlight=False, force_terminal=False, force_jupyter=False))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).rstrip()
 
 
 def to_terminal(report: Report, console: Console, *, all: bool = False) -> None:
