@@ -29,7 +29,7 @@ from torch.nn.functional import cross_entropy, pad
 from torchvision.models.resnet import BasicBlock
 
 import se_inject
-from benchmarks.evidence_page import BASELINE, PLOT, Row, page, plot
+from benchmarks.evidence_page import BASELINE, PLOT, Row, joined, page, plot
 from se_inject.report.tables import plural
 
 SE = {"placement": "standard", "ratio": 4}  # of 16 channels the usual ratio of 16 would leave one
@@ -173,7 +173,7 @@ def words(found: Iterable[Row]) -> dict[str, str]:
 
 def _describe(s: Setting, pool: int) -> str:
     tested = "all others are for the test" if s.data == "digits" else "the test set is the data's own"
-    widths, pixels = " and ".join(map(str, s.widths)), plural(s.shift, "pixel")
+    widths, pixels = joined([str(width) for width in s.widths]), plural(s.shift, "pixel")
     return (
         f"Each seed draws {s.train:,} of {pool:,} pictures for training; {tested}. The net is a ResNet with two basic "
         f"blocks in each stage of {widths} channels. SGD with momentum 0.9 (Nesterov), weight decay 5e-4, batches of "
