@@ -196,7 +196,7 @@ def joined(parts: list[str]) -> str:
 
 
 def _wrapped(text: str) -> str:
-    return textwrap.fill(text, 120, subsequent_indent="  " if text.startswith("- ") else "")
+    return textwrap.fill(text, 120, break_on_hyphens=False, subsequent_indent="  " if text.startswith("- ") else "")
 
 
 def plot(rows: list[Row], path: Path) -> None:
