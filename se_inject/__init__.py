@@ -77,9 +77,9 @@ if TYPE_CHECKING:
     from se_inject.training.freeze import freeze_base as freeze_base
     from se_inject.training.freeze import unfreeze as unfreeze
     from se_inject.training.groups import param_groups as param_groups
-    from se_inject.training.summary import trainable_summary as trainable_summary
     from se_inject.training.prune import Pruning as Pruning
     from se_inject.training.prune import prune as prune
+    from se_inject.training.summary import trainable_summary as trainable_summary
     from se_inject.types import BlockSpec as BlockSpec
     from se_inject.types import Cost as Cost
     from se_inject.types import GateStats as GateStats

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch import fx, nn
 
 import se_inject
+from se_inject.cli import main
 from se_inject.models.zoos import build_model
 from se_inject.surgery import splice
 from tests import tiny
@@ -271,6 +273,24 @@ def test_saved_and_loaded_again(init: str, tmp_path: Path) -> None:
     assert report.after.parameters == sum(p.numel() for p in pruned.model.parameters())
     assert [gate.block for gate in report.gates] == ["blocks.1.se"]
     assert report.gates == se_inject.gates(pruned.model, tiny.image()).sites
+
+
+def test_verified_without_the_original(tmp_path: Path) -> None:
+    """A folder of a trained model, loaded, pruned and saved: `verify` compares with what was saved last."""
+    base = randomise(build_model("timm:test_resnet", {})).eval()
+    result = se_inject.inject(base, (3, 64, 64), name="timm:test_resnet")
+    first, *_, last = result.plan.insertions
+    with torch.no_grad():
+        result.model.get_submodule(first.key).fc2.weight.normal_()
+    se_inject.save(result, tmp_path / "all")
+    model = se_inject.load(tmp_path / "all")
+    assert splice.plan_of(model).trained is not None
+    pruned = se_inject.prune(model, tiny.image(4, (3, 64, 64)))
+    assert pruned.kept == (first.key,) and last.key in pruned.dropped and pruned.plan.trained is None
+    se_inject.save(pruned.injection, tmp_path / "out")
+    assert splice.plan_of(se_inject.load(tmp_path / "out")).insertions == (first,)
+    shown = CliRunner().invoke(main, ["verify", str(tmp_path / "out")])
+    assert shown.exit_code == 0 and "FAIL" not in shown.stdout, shown.stdout
 
 
 def test_an_adapter_of_what_is_left(tmp_path: Path) -> None:

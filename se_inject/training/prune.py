@@ -89,7 +89,8 @@ def prune(model: nn.Module, batch: Any, threshold: float = 1e-3) -> Pruning:
         Decision(d.site, "skip", reason) if d.status == "insert" and deviations[d.key] <= threshold else d
         for d in plan.decisions
     )
-    result = _rebuild(model, replace(plan, decisions=decisions), inputs)
+    # what `trained` remembers of an earlier folder is of all blocks
+    result = _rebuild(model, replace(plan, decisions=decisions, trained=None), inputs)
     after = baseline.run(result.model, inputs, False, plan.seed).outputs
     return Pruning(result, deviations, threshold, measure(model, inputs).cost, verify.relative(outputs, after))
 
