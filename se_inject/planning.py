@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from se_inject.checks.measure import measure
+from se_inject.checks.pricing import pricing
 from se_inject.errors import PlanMismatchError
 from se_inject.rules import budget
-from se_inject.rules.decide import Alternatives, Budget, decide
+from se_inject.rules.decide import Budget, decide
 from se_inject.rules.policies import needed
 from se_inject.rules.schema import Rules, given, read
 from se_inject.search.calls import Trace
@@ -22,7 +24,7 @@ from se_inject.search.sites import Found, find
 from se_inject.search.trace import trace, uncollected
 from se_inject.surgery import splice
 from se_inject.surgery.fingerprint import fingerprint
-from se_inject.types import Decision, Plan
+from se_inject.types import Plan
 
 
 @dataclass(frozen=True)
@@ -80,32 +82,17 @@ def decided(
         fingerprint=fingerprint(model),
         rules=given(parsed),
         seed=seed,
-        decisions=decide(sites, parsed, half=half, budget=_budget(model, inputs, parsed)),
+        decisions=decide(sites, parsed, half=half, budget=_budget(model, found, inputs, parsed)),
         notes=tuple(recorded.notes),
     )
     return Planned(made, recorded, found, inputs)
 
 
-def _budget(model: nn.Module, inputs: Inputs, rules: Rules) -> Budget | None:
+def _budget(model: nn.Module, found: Found, inputs: Inputs, rules: Rules) -> Budget | None:
     """What chooses under the budget of the rules, with the cost of each block measured at its site."""
     if not rules.budget:
         return None
-    base = measure(model, inputs).cost
-    known: dict[str, tuple[int, int]] = {}
-
-    def price(decision: Decision) -> tuple[int, int]:
-        key = f"{decision.block} {decision.kwargs} {decision.site.shape}"
-        if key not in known:
-            block = splice.make_block(decision, 0, None)
-            cost = measure(block, torch.empty(decision.site.shape, device="meta")).cost
-            known[key] = (cost.parameters, cost.macs)
-        parameters, macs = known[key]
-        return parameters, macs * decision.site.calls
-
-    def choose(decisions: tuple[Decision, ...], alternatives: Alternatives) -> tuple[Decision, ...]:
-        return budget.choose(decisions, alternatives, rules.budget, base, price)
-
-    return choose
+    return partial(budget.choose, budget=rules.budget, base=measure(model, inputs).cost, price=pricing(found, inputs))
 
 
 def follow_plan(model: nn.Module, example_inputs: Any, made: Plan) -> Planned:
