@@ -9,6 +9,7 @@ import io
 import os
 import sys
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from rich.text import Text
 from se_inject.types import Check, Plan, Report
 
 if TYPE_CHECKING:
+    from se_inject.many.sweep import Row
     from se_inject.search.explain import Explanation
 
 STEPS = 8  # of the longest command: load, plan, reference, cost before, splice, cost after, checks, write
@@ -103,6 +105,16 @@ class Terminal:
         if self.results:
             self.progress.stop()
             render_checks(checks, self.out)
+
+    def sweep(self, rows: Sequence[Row], *, show_all: bool = False) -> None:
+        """The costs; and on standard error, since it is of this run alone, how fast they came."""
+        from se_inject.many.tables import render, speed
+
+        self.progress.stop()
+        if self.results:
+            render(rows, self.out, all=show_all)
+        if not self.quiet:
+            self.err.print(Text(speed(rows, time.monotonic() - self.began), "dim"))
 
     def explanation(self, found: Explanation) -> None:
         from se_inject.search.explain import render

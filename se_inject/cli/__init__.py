@@ -15,6 +15,7 @@ from se_inject.cli.parts import Commands
 from se_inject.cli.plan import plan
 from se_inject.cli.remove import remove
 from se_inject.cli.report import report
+from se_inject.cli.sweep import sweep
 from se_inject.cli.verify import verify
 
 
@@ -31,5 +32,5 @@ def main() -> None:
     """
 
 
-for command in (convert, plan, verify, remove, report, list_):  # in the order in which they are used
+for command in (convert, plan, sweep, verify, remove, report, list_):  # in the order in which they are used
     main.add_command(command)

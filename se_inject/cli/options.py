@@ -58,9 +58,20 @@ def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
 of_model = functools.partial(click.option, cls=Option, section="Model")
 of_rules = functools.partial(click.option, cls=Option, section="Rules")
 of_output = functools.partial(click.option, cls=Option, section="Output")
+model_arg = of_model(
+    "--model-arg", "model_arg", multiple=True, metavar="KEY=VALUE", help="Constructor option; repeatable."
+)
+input_options = options(
+    of_model("--input-size", metavar="C,H,W", help="Size of one input; default: the model's own configuration."),
+    of_model(
+        "--input-kind",
+        type=click.Choice(["batch", "list", "pair"]),
+        help="One batch, a list of images (detection), two batches (optical flow); default: what the model takes.",
+    ),
+)
 model_options = options(
     click.argument("model", shell_complete=complete),
-    of_model("--model-arg", "model_arg", multiple=True, metavar="KEY=VALUE", help="Constructor option; repeatable."),
+    model_arg,
     of_model("--pretrained", is_flag=True, help="Weights that the library downloads."),
     of_model(
         "--checkpoint",
@@ -71,12 +82,17 @@ model_options = options(
     of_model("--allow-missing", multiple=True, metavar="GLOB", help="Keys the checkpoint may lack; repeatable."),
     of_model("--ema/--no-ema", default=None, help="Averaged or raw weights, where a checkpoint has both."),
     of_model("--allow-pickle", is_flag=True, help="Run code that the checkpoint names. Only for files you made."),
-    of_model("--input-size", metavar="C,H,W", help="Size of one input; default: the model's own configuration."),
-    of_model(
-        "--input-kind",
-        type=click.Choice(["batch", "list", "pair"]),
-        help="One batch, a list of images (detection), two batches (optical flow); default: what the model takes.",
-    ),
+    input_options,
+)
+block_arg = of_rules("--block-arg", multiple=True, metavar="KEY=VALUE", help="Option of the block: gate=hardsigmoid.")
+site_options = options(
+    of_rules("--include", multiple=True, metavar="PATTERN", help="Paths to take: glob, or re:... ; repeatable."),
+    of_rules("--exclude", multiple=True, metavar="PATTERN", help="Paths to leave out; repeatable."),
+    of_rules("--min-channels", type=click.IntRange(min=0), metavar="N", help="Leave out narrower sites."),
+    of_rules("--stages", metavar="N,N", help="Only these stages (1 is the largest resolution)."),
+    of_rules("--budget", metavar="KEY=SHARE", help="Choose sites and ratios under params=2%,macs=1%."),
+    of_rules("--again", is_flag=True, help="Insert at places that are gated already."),
+    of_rules("--seed", type=int, metavar="N", default=0, show_default=True, help="Of new weights and of the probe."),
 )
 rule_options = options(
     of_rules(
@@ -98,18 +114,12 @@ rule_options = options(
         shell_complete=complete,
         help="Which block: `se-inject list blocks`, or pkg.mod:Class.  [default: se]",
     ),
-    of_rules("--block-arg", multiple=True, metavar="KEY=VALUE", help="Option of the block: gate=hardsigmoid."),
+    block_arg,
     of_rules("--ratio", type=float, metavar="R", callback=ratio, help="Channels / reduced channels: 16."),
     of_rules(
         "--init", metavar="NAME", shell_complete=complete, help="identity (default, bit-equal start), absorb, paper."
     ),
-    of_rules("--include", multiple=True, metavar="PATTERN", help="Paths to take: glob, or re:... ; repeatable."),
-    of_rules("--exclude", multiple=True, metavar="PATTERN", help="Paths to leave out; repeatable."),
-    of_rules("--min-channels", type=click.IntRange(min=0), metavar="N", help="Leave out narrower sites."),
-    of_rules("--stages", metavar="N,N", help="Only these stages (1 is the largest resolution)."),
-    of_rules("--budget", metavar="KEY=SHARE", help="Choose sites and ratios under params=2%,macs=1%."),
-    of_rules("--again", is_flag=True, help="Insert at places that are gated already."),
-    of_rules("--seed", type=int, metavar="N", default=0, show_default=True, help="Of new weights and of the probe."),
+    site_options,
 )
 base_options = options(
     of_model(

@@ -34,10 +34,10 @@ def to_terminal(report: Report, console: Console, *, all: bool = False) -> None:
     """Print the report; ``all`` lists every skipped site. Raises ``VerifyError`` when it disagrees with itself."""
     tables.check_sums(report)
     _plan(report.plan, console, report.sites, every=all)
-    _print(console, f"{tables.CONVENTION} {tables.inputs(report.plan)}.", "dim")
+    render_line(console, f"{tables.CONVENTION} {tables.inputs(report.plan)}.", "dim")
     console.print()
     render_costs(report.before, report.after, console)
-    _print(console, f"Not counted: {tables.uncounted(report)}.", "dim")
+    render_line(console, f"Not counted: {tables.uncounted(report)}.", "dim")
     if report.checks:
         console.print()
         render_checks(report.checks, console)
@@ -68,30 +68,30 @@ def render_checks(checks: Iterable[Check], console: Console) -> None:
 def render_costs(first: Cost, last: Cost, console: Console) -> None:
     """Print what two models cost, and what changed from the first to the last."""
     rows = [(r.name, r.before, r.after, r.added, r.percent) for r in tables.total_rows(first, last)]
-    _table(console, ("", "before", "after", "added", "change"), rows, numbers=4)
+    render_table(console, ("", "before", "after", "added", "change"), rows, numbers=4)
 
 
 def render_gates(gates: Iterable[GateStats], console: Console) -> None:
     """Print one row of figures for each block, or the reason why it has none."""
     rows = tables.gate_rows(gates)
     if figures := [(row.block, *row.figures) for row in rows if row.figures]:
-        _table(console, tables.GATE_COLUMNS, figures, numbers=len(tables.GATE_COLUMNS) - 1)
+        render_table(console, tables.GATE_COLUMNS, figures, numbers=len(tables.GATE_COLUMNS) - 1)
     for row in rows:
         if row.note:
-            _print(console, f"{row.block}: {row.note}.")
-    _print(console, tables.GATES, "dim")
+            render_line(console, f"{row.block}: {row.note}.")
+    render_line(console, tables.GATES, "dim")
 
 
 def render_pruning(pruning: Pruning, console: Console) -> None:
     """Print which blocks were dropped and which kept, and what that saves."""
-    _print(console, f"{tables.pruned(pruning)}.", "bold")
+    render_line(console, f"{tables.pruned(pruning)}.", "bold")
     console.print()
-    _table(console, tables.PRUNED_COLUMNS, tables.pruned_rows(pruning), numbers=0)
+    render_table(console, tables.PRUNED_COLUMNS, tables.pruned_rows(pruning), numbers=0)
     render_costs(pruning.before, pruning.after, console)
 
 
 def _plan(plan: Plan, console: Console, costs: Sequence[SiteCost], *, every: bool, dry: bool = False) -> None:
-    _print(console, f"{plan.model}: {tables.headline(plan, dry=dry)}", "bold")
+    render_line(console, f"{plan.model}: {tables.headline(plan, dry=dry)}", "bold")
     console.print()
     columns = ("module", "class", "placement", "channels") + (("parameters", "MACs") if costs else ())
     cells = [
@@ -100,21 +100,21 @@ def _plan(plan: Plan, console: Console, costs: Sequence[SiteCost], *, every: boo
     ]
     total = tables.sum_row(costs)
     footer = (total.module, "", "", "", total.parameters, total.macs) if costs else ()
-    _table(console, columns, cells, numbers=3 if costs else 1, footer=footer)
-    _groups(console, "Would be inserted" if dry else "Inserted", tables.groups(plan.insertions), name=False)
-    _groups(console, "Skipped", tables.groups(plan.skips), every=every)
+    render_table(console, columns, cells, numbers=3 if costs else 1, footer=footer)
+    render_groups(console, "Would be inserted" if dry else "Inserted", tables.groups(plan.insertions), name=False)
+    render_groups(console, "Skipped", tables.groups(plan.skips), every=every)
     for note in tables.notes(plan):
-        _print(console, f"Note: {note}.", "yellow")
+        render_line(console, f"Note: {note}.", "yellow")
     console.print()
 
 
-def _groups(
+def render_groups(
     console: Console, title: str, groups: Sequence[tables.Group], *, name: bool = True, every: bool = False
 ) -> None:
     """One line per reason; ``name``: under it the first sites, ``every``: all of them, each on its own line."""
     if not groups:
         return
-    _print(console, f"{title}:", "bold")
+    render_line(console, f"{title}:", "bold")
     grid = Table.grid(padding=(0, 1))
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(overflow="fold")
@@ -127,7 +127,7 @@ def _groups(
     console.print(grid)
 
 
-def _table(
+def render_table(
     console: Console,
     columns: Sequence[str],
     rows: Sequence[Sequence[str]],
@@ -158,7 +158,7 @@ def _table(
 def _paragraphs(console: Console, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Each row as its name, and below it the other cells, each with the name of its column."""
     for row in rows:
-        _print(console, row[0], "bold")
+        render_line(console, row[0], "bold")
         cells = [f"{column} {cell}" for column, cell in zip(columns[1:], row[1:], strict=True) if cell]
         console.print(Padding(_text(console, ", ".join(cells)), (0, 0, 0, 2)))
     console.print()
@@ -177,7 +177,8 @@ def _cells(console: Console, values: Iterable[str]) -> list[Text]:
     return [_text(console, value) for value in values]
 
 
-def _print(console: Console, text: str, style: str = "") -> None:
+def render_line(console: Console, text: str, style: str = "") -> None:
+    """Print one paragraph; names in it are not trusted."""
     console.print(_text(console, text, style), overflow="fold")
 
 

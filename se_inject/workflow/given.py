@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from se_inject.errors import RulesError
+from se_inject.errors import RulesError, TraceError
 from se_inject.models.loading import Loaded, blocked_globals, load_model, parse_model_args
 from se_inject.rules.schema import read
 from se_inject.search.inputs import Inputs, dtype_of, from_shape
 from se_inject.workflow.screen import Screen
+
+T = TypeVar("T")
 
 LARGEST_INPUT = 1 << 28  # values of one sample: 1 GiB
 
@@ -84,3 +86,15 @@ def load(spec: str, given: Mapping[str, Any], screen: Screen, *, weights_needed:
         ema=given["ema"],
         weights_needed=weights_needed,
     )
+
+
+def without_weights(spec: str, given: Mapping[str, Any], screen: Screen, look: Callable[[Loaded], T]) -> T:
+    """What ``look`` finds in a model that holds no data; where its forward needs numbers (NMS, data-dependent shapes),
+    in one with random weights."""
+    loaded = load(spec, given, screen, weights_needed=False)
+    try:
+        return look(loaded)
+    except TraceError:
+        if loaded.source["weights"] != "none":
+            raise
+        return look(load(spec, {**given, "random_init": True}, screen, weights_needed=False))

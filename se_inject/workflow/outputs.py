@@ -27,11 +27,11 @@ def check_file(output: Path, force: bool, inputs: Iterable[Path]) -> None:
         raise WriteError(f"{output} exists; choose another file, or replace it with --force.")
 
 
-def write_file(output: Path, text: str) -> None:
+def write_file(output: Path, content: str | bytes) -> None:
     """All or nothing, as a folder is written."""
     new = output.with_name(f".{output.name}.{os.getpid()}.new")
     try:
-        new.write_bytes(text.encode())  # the same bytes under every locale
+        new.write_bytes(content.encode() if isinstance(content, str) else content)  # the same bytes under every locale
         new.replace(output)
     except OSError as error:
         raise WriteError(f"cannot write {output}: {error.strerror}.") from error

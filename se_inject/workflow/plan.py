@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from se_inject.errors import TraceError
 from se_inject.guard import unwrap
+from se_inject.models.loading import Loaded
 from se_inject.planning import Planned, make_plan
 from se_inject.search.explain import Explanation
 from se_inject.search.explain import explain as explain_module
 from se_inject.types import Plan, dump
-from se_inject.workflow.given import inputs_from, load, rules_from
+from se_inject.workflow.given import inputs_from, rules_from, without_weights
 from se_inject.workflow.outputs import check_file, read_by, write_file
 from se_inject.workflow.screen import Screen
 
@@ -36,18 +36,10 @@ def explain(spec: str, given: Mapping[str, Any], path: str, *, screen: Screen) -
 def planned(spec: str, given: Mapping[str, Any], *, screen: Screen) -> Planned:
     """A plan with the trace that it was made from."""
     rules = rules_from(given)
-    loaded = load(spec, given, screen, weights_needed=False)
-    screen.step("plan")
 
-    def make() -> Planned:
+    def look(loaded: Loaded) -> Planned:
+        screen.step("plan")
         model, args = unwrap(loaded.model), loaded.model_args
         return make_plan(model, inputs_from(given, loaded), rules, seed=given["seed"], name=spec, model_args=args)
 
-    try:
-        return make()
-    except TraceError:
-        if loaded.source["weights"] != "none":
-            raise
-        # The forward needs numbers (NMS, data-dependent shapes): random weights will do for a plan.
-        loaded = load(spec, {**given, "random_init": True}, screen, weights_needed=False)
-        return make()
+    return without_weights(spec, given, screen, look)

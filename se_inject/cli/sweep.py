@@ -1,0 +1,87 @@
+"""``se-inject sweep``: costs of many models under many rules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from se_inject.cli.options import (
+    CONTEXT,
+    block_arg,
+    complete,
+    input_options,
+    model_arg,
+    of_output,
+    of_rules,
+    options,
+    output_options,
+    site_options,
+)
+from se_inject.cli.parts import Command
+
+grid_options = options(
+    of_rules("--rules", multiple=True, metavar="FILE|PRESET,...", shell_complete=complete, help="Rules to start from."),
+    of_rules(
+        "--placement", multiple=True, metavar="NAME,...", shell_complete=complete, help="auto (default), standard, ..."
+    ),
+    of_rules("--block", multiple=True, metavar="NAME,...", shell_complete=complete, help="se (default), eca, ..."),
+    block_arg,
+    of_rules("--ratio", multiple=True, metavar="R,...", help="Channels / reduced channels: 8,16,32."),
+    of_rules(
+        "--init", multiple=True, metavar="NAME,...", shell_complete=complete, help="identity (default), absorb, paper."
+    ),
+    site_options,
+)
+
+
+@click.command(cls=Command, short_help="Compare costs over models and rules.", context_settings=CONTEXT)
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...", shell_complete=complete)
+@options(model_arg, input_options, grid_options)
+@of_output("--csv", type=click.Path(path_type=Path), metavar="FILE", help="Write all rows to this file.")
+@of_output(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw added parameters against added MACs: .svg, .png or .pdf.",
+)
+@of_output("--force", is_flag=True, help="Replace earlier files.")
+@of_output("--all", "show_all", is_flag=True, help="List every row, not only the front of a long table.")
+@of_output("--jobs", type=click.IntRange(min=1), metavar="N", help="Processes at a time; default: one for each core.")
+@output_options
+def sweep(
+    models: tuple[str, ...],
+    csv: Path | None,
+    plot: Path | None,
+    force: bool,
+    show_all: bool,
+    jobs: int | None,
+    as_json: bool,
+    quiet: bool,
+    **given: Any,
+) -> None:
+    """Compare what blocks would cost in many models, for every combination of the options that take several values.
+
+    MODEL is a glob over timm:NAME and torchvision:NAME, or pkg.module:factory; no weights are needed. A model that
+    fails is a row with its reason.
+
+    \b
+    Examples:
+      se-inject sweep 'timm:resnet1*' --placement standard,inner --ratio 8,16,32
+      se-inject sweep torchvision:resnet18 timm:resnet18 --rules se-resnet,ecanet
+      se-inject sweep 'timm:regnetx_00?' --ratio 8,16 --csv costs.csv --plot costs.svg
+    """
+    from se_inject.terminal import Terminal
+    from se_inject.workflow import sweep as work
+
+    with Terminal(quiet=quiet, results=not as_json, steps=2) as screen:
+        rows = work.sweep(models, given, csv=csv, plot=plot, force=force, jobs=jobs or 0, screen=screen)
+        screen.sweep(rows, show_all=show_all)
+        for output in filter(None, (csv, plot)):
+            screen.line(f"Written to {output}")
+    if as_json:
+        from se_inject.types import to_dict
+
+        click.echo(json.dumps(to_dict(rows), indent=1))

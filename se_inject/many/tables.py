@@ -1,0 +1,106 @@
+"""Rows of a sweep for the terminal and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from rich.console import Console
+
+from se_inject.many import pareto
+from se_inject.many.sweep import Row
+from se_inject.report.tables import Group, count, percent, plural
+from se_inject.report.text import render_groups, render_line, render_table
+
+SHOWN = 40  # rows; of more, those on the front
+RULES = {"rules": "rules", "placement": "placement", "block": "block", "ratio": "ratio", "init": "start"}
+# What a spreadsheet takes for a formula when a cell begins with it.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def render(rows: Sequence[Row], console: Console, *, all: bool = False) -> None:
+    """Print the costs, the front marked, then why the others have none; ``all`` lists every row and every model."""
+    priced = [row for row in rows if row.blocks]
+    front = pareto.front(priced)
+    shown = priced if all or len(priced) <= SHOWN else front
+    render_line(console, summary(rows), "bold")
+    varied = [field for field in RULES if len({getattr(row, field) for row in priced}) > 1]
+    same = [f"{RULES[f]} {_cell(priced[0], f)}" for f in RULES if priced and f not in varied and _cell(priced[0], f)]
+    if same:
+        render_line(console, f"All with {', '.join(same)}.", "dim")
+    console.print()
+    if shown:
+        columns = ("model", *(RULES[field] for field in varied), "", "blocks", "parameters", "added", "MACs", "added")
+        cells = [
+            (row.model, *(_cell(row, field) for field in varied), "*" * (row in front), *_costs(row)) for row in shown
+        ]
+        render_table(console, columns, cells, numbers=5)
+        kept = "" if len(shown) == len(priced) else f" {len(priced) - len(shown):,} other rows: --all, --csv."
+        render_line(console, f"* on the front: no other row adds a smaller share of both.{kept}", "dim")
+    render_groups(console, "Without blocks", _reasons(rows), every=all)
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """What was asked, how much of it has blocks, and how many models failed."""
+    failed, points = sum(row.failed for row in rows), [row for row in rows if not row.failed]
+    text = f"{_many(len({row.model for row in rows}), 'architecture')}, {_many(len(points), 'grid point')}"
+    taken = sum(row.blocks > 0 for row in points)
+    parts = [f"{taken:,} with blocks", f"{len(points) - taken:,} where the rules take none"]
+    if failed:
+        parts.append(f"{_many(failed, 'architecture')} failed")
+    return f"{text}: {', '.join(parts)}"
+
+
+def speed(rows: Sequence[Row], seconds: float) -> str:
+    """``1,000 architectures, 6,000 grid points in 212 s: 4.7 architectures/s``."""
+    models, points = len({row.model for row in rows}), sum(not row.failed for row in rows)
+    done = f"{_many(models, 'architecture')}, {_many(points, 'grid point')} in {seconds:,.0f} s"
+    return f"{done}: {models / max(seconds, 1e-9):,.1f} architectures/s"
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """One line for each row; a text that a spreadsheet would run as a formula begins with an apostrophe."""
+    front = pareto.front([row for row in rows if row.blocks])
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow((*Row.__dataclass_fields__, "front"))
+    for row in rows:
+        values = ["" if value is None else value for value in asdict(row).values()]
+        if row.failed:
+            values = [value or "" for value in values]
+        writer.writerow((*map(_safe, values), int(row in front)))
+    return out.getvalue()
+
+
+def _safe(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def _cell(row: Row, field: str) -> str:
+    value = getattr(row, field)
+    return f"{value:g}" if isinstance(value, float) else value or ""
+
+
+def _costs(row: Row) -> tuple[str, ...]:
+    return (
+        str(row.blocks),
+        count(row.base_parameters),
+        percent(row.base_parameters, row.base_parameters + row.added_parameters),
+        count(row.base_macs),
+        percent(row.base_macs, row.base_macs + row.added_macs),
+    )
+
+
+def _reasons(rows: Sequence[Row]) -> list[Group]:
+    """Why rows have no blocks, the commonest first, with the models."""
+    found: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if not row.blocks:
+            found.setdefault(row.reason, {})[row.model] = None
+    return [Group(reason, tuple(models)) for reason, models in sorted(found.items(), key=lambda item: -len(item[1]))]
+
+
+def _many(number: int, noun: str) -> str:
+    return plural(number, noun).replace(str(number), f"{number:,}", 1)

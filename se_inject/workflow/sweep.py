@@ -1,0 +1,91 @@
+"""``se-inject sweep``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from se_inject.guard import unwrap
+from se_inject.many import grid, pareto, tables
+from se_inject.many.pool import Failure, run
+from se_inject.many.sweep import Row, rows_of
+from se_inject.models.loading import Loaded
+from se_inject.search.inputs import resolve
+from se_inject.search.trace import uncollected
+from se_inject.workflow.given import inputs_from, rules_from, without_weights
+from se_inject.workflow.outputs import check_file, read_by, write_file
+from se_inject.workflow.screen import Screen
+
+PRELOAD = ("torch", "timm", "torchvision", "se_inject.workflow.sweep")
+WEIGHTLESS: dict[str, Any] = {
+    "pretrained": False, "checkpoint": None, "random_init": False, "allow_missing": (), "allow_pickle": False,
+    "ema": None,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Task:
+    """One model with the options and the grid that all models of a sweep share."""
+
+    spec: str
+    given: Mapping[str, Any]
+    points: Sequence[grid.Point]
+
+
+class Unheard:
+    """The screen of a process that has none."""
+
+    def step(self, name: str) -> None: ...
+
+    def advance(self, done: int, total: int, unit: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+
+def sweep(
+    patterns: Sequence[str],
+    given: Mapping[str, Any],
+    *,
+    csv: Path | None,
+    plot: Path | None,
+    force: bool,
+    jobs: int,
+    screen: Screen,
+) -> list[Row]:
+    """The rows of every model at every point of the grid, in the order of the arguments; files are written on request.
+
+    All that can be refused is, before the first model is built. A model that fails is a row with its reason.
+    """
+    screen.step("grid")
+    for output in (csv, plot):
+        if output is not None:
+            check_file(output, force, [file for one in grid.combinations(given) for file in read_by(one, "rules")])
+    if plot is not None:
+        pareto.require(plot)
+    points = grid.distinct(grid.Point(one["rules"] or "", rules_from(one)) for one in grid.combinations(given))
+    models = grid.models(patterns)
+    screen.step("sweep")
+    found: dict[str, list[Row]] = {}
+    tasks = [Task(spec, {**given, **WEIGHTLESS}, points) for spec in models]
+    for task, outcome in run(tasks, examine, workers=jobs, preload=PRELOAD):
+        found[task.spec] = [Row(task.spec, reason=outcome.reason)] if isinstance(outcome, Failure) else outcome
+        screen.advance(len(found), len(models), "architectures")
+    rows = [row for spec in models for row in found[spec]]
+    if csv is not None:
+        write_file(csv, tables.to_csv(rows))
+    if plot is not None:
+        write_file(plot, pareto.draw(rows, plot.suffix[1:]))
+    return rows
+
+
+def examine(task: Task) -> list[Row]:
+    """The rows of one model; a function of a module, for a process of its own."""
+
+    def look(loaded: Loaded) -> list[Row]:
+        model = unwrap(loaded.model)
+        return rows_of(task.spec, model, resolve(model, inputs_from(task.given, loaded)), task.points)
+
+    with uncollected():  # its memory goes with the process
+        return without_weights(task.spec, task.given, Unheard(), look)
