@@ -53,8 +53,8 @@ def draw(rows: Sequence[Row], kind: str) -> bytes:
         axes.set(xlabel="added MACs, share of the base's", ylabel="added parameters, share of the base's")
         axes.grid(alpha=0.25)
         handles = [*_scatter(axes, priced), *_stair(axes, front(priced))]
-        for axis, values in zip((axes.xaxis, axes.yaxis), zip(*(row.shares for row in priced), strict=True)):
-            _scale(axis, values)
+        for i, name in enumerate("xy"):
+            _scale(axes, name, [row.shares[i] for row in priced])
         figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8)
         out = io.BytesIO()
         figure.savefig(out, format=kind, dpi=150, metadata={DATES[kind]: None} if kind in DATES else {})
@@ -83,10 +83,11 @@ def _stair(axes: Any, kept: Sequence[Row]) -> list[Any]:
         return []
     x, y = zip(*(row.shares for row in kept), strict=True)
     axes.plot(x, y, color="black", linewidth=0.8, drawstyle="steps-post", marker=".", markersize=4)
-    named = sorted({round(i * (len(kept) - 1) / max(LABELS - 1, 1)) for i in range(LABELS)})
+    rows = list({row.shares: row for row in reversed(kept)}.values())[::-1]  # one name for each place
+    named = sorted({round(i * (len(rows) - 1) / max(LABELS - 1, 1)) for i in range(LABELS)})
     for number, i in enumerate(named, 1):
-        axes.annotate(str(number), kept[i].shares, (-3, -3), textcoords="offset points", ha="right", va="top")
-    return [_key(f"${number}$", "black", _name(kept[i])) for number, i in enumerate(named, 1)]
+        axes.annotate(str(number), rows[i].shares, (-3, -3), textcoords="offset points", ha="right", va="top")
+    return [_key(f"${number}$", "black", _name(rows[i])) for number, i in enumerate(named, 1)]
 
 
 def _key(mark: str, colour: str, label: str) -> Any:
@@ -95,12 +96,15 @@ def _key(mark: str, colour: str, label: str) -> Any:
     return Line2D([], [], linestyle="", marker=mark, color=colour, label=label)
 
 
-def _scale(axis: Any, values: Sequence[float]) -> None:
-    """Logarithmic, with a place for zeros where there are some."""
-    positive = [value for value in values if value]
-    zeros = len(positive) < len(values)
-    axis._set_axes_scale("symlog" if zeros else "log", **({"linthresh": min(positive, default=1)} if zeros else {}))
+def _scale(axes: Any, name: str, shares: Sequence[float]) -> None:
+    """Logarithmic, with a place for zeros where there are some; in percent, over two decades also at 2 and 5."""
+    positive = [share for share in shares if share] or [1.0]
+    zeros = {"linthresh": min(positive)} if len(positive) < len(shares) else {}
+    getattr(axes, f"set_{name}scale")("symlog" if zeros else "log", **zeros)
+    shown = ("2", "5") if max(positive) <= 100 * min(positive) else ()
+    axis = getattr(axes, f"{name}axis")
     axis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
+    axis.set_minor_formatter(lambda share, _: f"{100 * share:.3g} %" if f"{share:e}"[0] in shown else "")
 
 
 def _name(row: Row) -> str:

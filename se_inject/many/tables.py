@@ -4,41 +4,52 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from statistics import median
 
 from rich.console import Console
 
 from se_inject.many import pareto
 from se_inject.many.sweep import Row
-from se_inject.report.tables import Group, count, percent, plural
+from se_inject.report.tables import Group, count, plural
 from se_inject.report.text import render_groups, render_line, render_table
 
 SHOWN = 40  # rows; of more, those on the front
 RULES = {"rules": "rules", "placement": "placement", "block": "block", "ratio": "ratio", "init": "start"}
+COSTS = ("blocks", "params", "added", "MACs", "added")
+MEDIANS = ("models", "blocks, median", "params added", "MACs added")
 # What a spreadsheet takes for a formula when a cell begins with it.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def render(rows: Sequence[Row], console: Console, *, all: bool = False) -> None:
-    """Print the costs, the front marked, then why the others have none; ``all`` lists every row and every model."""
+    """Print the costs, the front marked, then why the others have none. Of a long table, what each set of rules costs
+    in the middle, and the front; ``all`` lists every row and every model.
+    """
     priced = [row for row in rows if row.blocks]
     front = pareto.front(priced)
-    shown = priced if all or len(priced) <= SHOWN else front
-    render_line(console, summary(rows), "bold")
     varied = [field for field in RULES if len({getattr(row, field) for row in priced}) > 1]
-    same = [f"{RULES[f]} {_cell(priced[0], f)}" for f in RULES if priced and f not in varied and _cell(priced[0], f)]
-    if same:
+    render_line(console, f"{summary(rows)}.", "bold")
+    if same := [
+        f"{RULES[f]} {_cell(priced[0], f)}" for f in RULES if priced and f not in varied if _cell(priced[0], f)
+    ]:
         render_line(console, f"All with {', '.join(same)}.", "dim")
     console.print()
+    heads = tuple(RULES[field] for field in varied)
+    shown, note = priced, ""
+    if len(priced) > SHOWN and not all:
+        shown, note = front, f" The other {len(priced) - len(front):,} rows: --all, --csv."
+        medians = [(*rules, *_medians(group)) for rules, group in _by_rules(priced, varied).items()]
+        render_table(console, (*heads, *MEDIANS), medians, numbers=len(MEDIANS))
     if shown:
-        columns = ("model", *(RULES[field] for field in varied), "", "blocks", "parameters", "added", "MACs", "added")
         cells = [
-            (row.model, *(_cell(row, field) for field in varied), "*" * (row in front), *_costs(row)) for row in shown
+            (f"{'*' if row in front else ' '} {row.model}", *(_cell(row, f) for f in varied), *_costs(row))
+            for row in shown
         ]
-        render_table(console, columns, cells, numbers=5)
-        kept = "" if len(shown) == len(priced) else f" {len(priced) - len(shown):,} other rows: --all, --csv."
-        render_line(console, f"* on the front: no other row adds a smaller share of both.{kept}", "dim")
+        render_table(console, ("model", *heads, *COSTS), cells, numbers=len(COSTS))
+        render_line(console, f"* on the front: no other row adds a smaller share of both.{note}", "dim")
     render_groups(console, "Without blocks", _reasons(rows), every=all)
 
 
@@ -84,13 +95,24 @@ def _cell(row: Row, field: str) -> str:
 
 
 def _costs(row: Row) -> tuple[str, ...]:
-    return (
-        str(row.blocks),
-        count(row.base_parameters),
-        percent(row.base_parameters, row.base_parameters + row.added_parameters),
-        count(row.base_macs),
-        percent(row.base_macs, row.base_macs + row.added_macs),
-    )
+    macs, parameters = row.shares
+    return str(row.blocks), count(row.base_parameters), _share(parameters), count(row.base_macs), _share(macs)
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:+.3g} %"
+
+
+def _by_rules(rows: Sequence[Row], varied: Sequence[str]) -> dict[tuple[str, ...], list[Row]]:
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(_cell(row, field) for field in varied), []).append(row)
+    return found
+
+
+def _medians(rows: Sequence[Row]) -> tuple[str, ...]:
+    macs, parameters = (median(shares) for shares in zip(*(row.shares for row in rows), strict=True))
+    return str(len(rows)), f"{median(row.blocks for row in rows):g}", _share(parameters), _share(macs)
 
 
 def _reasons(rows: Sequence[Row]) -> list[Group]:
@@ -98,8 +120,13 @@ def _reasons(rows: Sequence[Row]) -> list[Group]:
     found: dict[str, dict[str, None]] = {}
     for row in rows:
         if not row.blocks:
-            found.setdefault(row.reason, {})[row.model] = None
+            found.setdefault(_kind(row.reason), {})[row.model] = None
     return [Group(reason, tuple(models)) for reason, models in sorted(found.items(), key=lambda item: -len(item[1]))]
+
+
+def _kind(reason: str) -> str:
+    """What reasons have in common that differ in the number of sites, or in the path of a gate, alone."""
+    return re.sub(r"^the rules select none of .*?\): |(?<=already gated) by .*", "", reason)
 
 
 def _many(number: int, noun: str) -> str:
