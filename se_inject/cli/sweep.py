@@ -82,6 +82,6 @@ def sweep(
         for output in filter(None, (csv, plot)):
             screen.line(f"Written to {output}")
     if as_json:
-        from se_inject.types import to_dict
+        from se_inject.many.tables import records
 
-        click.echo(json.dumps(to_dict(rows), indent=1))
+        click.echo(json.dumps(records(rows), indent=1))

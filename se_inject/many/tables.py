@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from statistics import median
+from typing import Any
 
 from rich.console import Console
 
@@ -44,11 +45,8 @@ def render(rows: Sequence[Row], console: Console, *, all: bool = False) -> None:
         medians = [(*rules, *_medians(group)) for rules, group in _by_rules(priced, varied).items()]
         render_table(console, (*heads, *MEDIANS), medians, numbers=len(MEDIANS))
     if shown:
-        cells = [
-            (f"{'*' if row in front else ' '} {row.model}", *(_cell(row, f) for f in varied), *_costs(row))
-            for row in shown
-        ]
-        render_table(console, ("model", *heads, *COSTS), cells, numbers=len(COSTS))
+        cells = [(row.model, *(_cell(row, f) for f in varied), *_costs(row), "*" * (row in front)) for row in shown]
+        render_table(console, ("model", *heads, *COSTS, ""), cells, numbers=len(COSTS) + 1)
         render_line(console, f"* on the front: no other row adds a smaller share of both.{note}", "dim")
     render_groups(console, "Without blocks", _reasons(rows), every=all)
 
@@ -71,21 +69,26 @@ def speed(rows: Sequence[Row], seconds: float) -> str:
     return f"{done}: {models / max(seconds, 1e-9):,.1f} architectures/s"
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """One line for each row; a text that a spreadsheet would run as a formula begins with an apostrophe."""
+def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows as plain data, with whether each is on the front."""
     front = pareto.front([row for row in rows if row.blocks])
+    return [{**asdict(row), "front": row in front} for row in rows]
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """One line for each row, numbers in full; a text that a spreadsheet would run begins with an apostrophe."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow((*Row.__dataclass_fields__, "front"))
-    for row in rows:
-        values = ["" if value is None else value for value in asdict(row).values()]
-        if row.failed:
-            values = [value or "" for value in values]
-        writer.writerow((*map(_safe, values), int(row in front)))
+    writer = csv.DictWriter(out, [*Row.__dataclass_fields__, "front"], lineterminator="\n")
+    writer.writeheader()
+    for row, record in zip(rows, records(rows), strict=True):
+        nothing = (None, 0) if row.failed else (None,)
+        writer.writerow({name: "" if value in nothing else _safe(value) for name, value in record.items()})
     return out.getvalue()
 
 
-def _safe(value: object) -> object:
+def _safe(value: Any) -> Any:
+    if isinstance(value, bool):
+        return int(value)
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 

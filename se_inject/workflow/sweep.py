@@ -85,7 +85,9 @@ def examine(task: Task) -> list[Row]:
 
     def look(loaded: Loaded) -> list[Row]:
         model = unwrap(loaded.model)
-        return rows_of(task.spec, model, resolve(model, inputs_from(task.given, loaded)), task.points)
+        return rows_of(
+            task.spec, model, resolve(model, inputs_from(task.given, loaded), seed=task.given["seed"]), task.points
+        )
 
     with uncollected():  # its memory goes with the process
         return without_weights(task.spec, task.given, Unheard(), look)
