@@ -9,6 +9,7 @@ code is 1 when a row misses it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -26,8 +27,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 import se_inject
+from se_inject.many.grid import Point
+from se_inject.many.sweep import rows_of
+from se_inject.rules import schema
+from se_inject.search.inputs import resolve
 
 NETS = ("resnet50", "resnet152")
+SWEPT = ("resnet50", "mobilenetv2_100", "convnext_tiny", "regnetx_032")
 MAPPED = "resnet152"
 CHAIN = (100, 2000)  # blocks
 GROWN = 280  # blocks of each of four stages: ten thousand modules
@@ -185,6 +191,25 @@ print(anonymous() - before)
         )
 
 
+def sweep() -> Iterator[Row]:
+    """A grid of rules over several architectures in one process, against a plan and a cost for each of its points."""
+    asked = [{"placement": place, "ratio": ratio} for place in ("standard", "inner") for ratio in (8, 16, 32)]
+    points = [Point("", schema.read(rules)) for rules in asked]
+    models = [timm.create_model(name).eval() for name in SWEPT]
+
+    def singly(model: nn.Module) -> None:
+        for rules in asked:
+            with contextlib.suppress(se_inject.RulesError):  # rules that take nothing are a row of a sweep
+                se_inject.plan(model, (3, 224, 224), rules)
+            se_inject.cost(model, (3, 224, 224))
+
+    ours, theirs = fastest(
+        lambda: [rows_of("", model, resolve(model, (3, 224, 224)), points) for model in models],
+        lambda: [singly(model) for model in models],
+    )
+    yield f"sweep of {len(SWEPT)} architectures, {len(points)} points", "plan and cost of each", ours / theirs, 0.4
+
+
 def save_shards(state: dict[str, torch.Tensor], path: Path, count: int = 4) -> None:
     """A folder of shards with their index."""
     path.mkdir()
@@ -223,7 +248,15 @@ def read() -> Iterator[Row]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-ROWS = {"splice": splice, "chain": chain, "growth": growth, "command": command, "memory": memory, "read": read}
+ROWS = {
+    "splice": splice,
+    "chain": chain,
+    "growth": growth,
+    "command": command,
+    "sweep": sweep,
+    "memory": memory,
+    "read": read,
+}
 
 
 def main() -> int:

@@ -22,6 +22,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     for name, value in (
         ("NETS", ("resnet18",)),
         ("MAPPED", "resnet18"),
+        ("SWEPT", ("resnet18",)),
         ("CHAIN", (2, 4)),
         ("GROWN", 3),
         ("REPEAT", 1),
@@ -34,7 +35,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-ROWS = {"splice": 1, "chain": 1, "growth": 1, "command": 2, "memory": 1, "read": 8}
+ROWS = {"splice": 1, "chain": 1, "growth": 1, "command": 2, "sweep": 1, "memory": 1, "read": 8}
 SLOW = {"command", "memory", "read"}  # processes of their own
 
 
@@ -72,5 +73,7 @@ def test_exit_code_says_whether_a_goal_was_missed(
 
 def test_unknown_row(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["bench.py", "splcie"])
-    with pytest.raises(SystemExit, match="no rows splcie; there are splice, chain, growth, command, memory, read"):
+    with pytest.raises(
+        SystemExit, match="no rows splcie; there are splice, chain, growth, command, sweep, memory, read"
+    ):
         bench.main()

@@ -144,7 +144,11 @@ def test_names_are_completed(typed: str, offered: list[str]) -> None:
 def test_examples_of_the_help_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that need nothing but a model's name."""
     monkeypatch.chdir(tmp_path)
-    examples = [line.strip() for line in generate.commands().splitlines() if line.startswith("    se-inject plan ")]
-    assert len(examples) >= 4
+    examples = [
+        line.strip()
+        for line in generate.commands().splitlines()
+        if line.startswith(("    se-inject plan ", "    se-inject sweep "))
+    ]
+    assert len(examples) >= 7
     for example in examples:
         run(example)

@@ -99,7 +99,7 @@ def _key(mark: str, colour: str, label: str) -> Any:
 def _scale(axes: Any, name: str, shares: Sequence[float]) -> None:
     """Logarithmic, with a place for zeros where there are some; in percent, over two decades also at 2 and 5."""
     positive = [share for share in shares if share] or [1.0]
-    zeros = {"linthresh": min(positive)} if len(positive) < len(shares) else {}
+    zeros = {"linthresh": min(positive)} if 0 in shares else {}
     getattr(axes, f"set_{name}scale")("symlog" if zeros else "log", **zeros)
     shown = ("2", "5") if max(positive) <= 100 * min(positive) else ()
     axis = getattr(axes, f"{name}axis")

@@ -31,11 +31,11 @@ def render(rows: Sequence[Row], console: Console, *, all: bool = False) -> None:
     """
     priced = [row for row in rows if row.blocks]
     front = pareto.front(priced)
-    varied = [field for field in RULES if len({getattr(row, field) for row in priced}) > 1]
+    asked = [row for row in rows if not row.failed]
+    varied = [field for field in RULES if len({getattr(row, field) for row in asked}) > 1]
+    same = [f"{RULES[f]} {_cell(asked[0], f)}" for f in RULES if asked and f not in varied and _cell(asked[0], f)]
     render_line(console, f"{summary(rows)}.", "bold")
-    if same := [
-        f"{RULES[f]} {_cell(priced[0], f)}" for f in RULES if priced and f not in varied if _cell(priced[0], f)
-    ]:
+    if same:
         render_line(console, f"All with {', '.join(same)}.", "dim")
     console.print()
     heads = tuple(RULES[field] for field in varied)
