@@ -33,7 +33,7 @@ from se_inject.rules import schema
 from se_inject.search.inputs import resolve
 
 NETS = ("resnet50", "resnet152")
-SWEPT = ("resnet50", "mobilenetv2_100", "convnext_tiny", "regnetx_032")
+SWEPT = ("resnet50", "mobilenetv2_100")
 MAPPED = "resnet152"
 CHAIN = (100, 2000)  # blocks
 GROWN = 280  # blocks of each of four stages: ten thousand modules
