@@ -1,7 +1,7 @@
 """Takes the pictures of the documentation from real runs: ``make pictures`` (``python -m docs.pictures``).
 
 terminal.svg: ``se-inject plan --explain`` as a terminal shows it. report.png: the top of a ``report.html`` in a
-browser. digits.svg: the curves of ``examples/finetune_digits.py``.
+browser. digits.svg: the curves of ``examples/finetune_digits.py``. sweep.svg: the picture of ``se-inject sweep``.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from se_inject.cli import main as command_line
 
 FOLDER = Path(__file__).parent / "pictures"
 EXPLAIN = "plan torchvision:resnet50 --explain layer1.1"
+SWEEP = "sweep timm:resnet* --placement standard,inner --ratio 8,16,32 --force --plot"
 CONVERT = "convert torchvision:resnet50 --random-init -o"
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), "")
 COLUMNS, WIDE, HIGH = 92, 1200, 900
@@ -64,6 +65,7 @@ def page(path: Path) -> None:
 
 def main() -> None:
     (FOLDER / "terminal.svg").write_text(terminal())
+    run(f"{SWEEP} {FOLDER / 'sweep.svg'}")
     page(FOLDER / "report.png")
     with rc_context({"svg.hashsalt": "digits", "svg.fonttype": "none"}):
         finetune_digits.main(str(FOLDER / "digits.svg"))

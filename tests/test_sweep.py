@@ -194,6 +194,15 @@ def test_a_long_table_is_medians_and_the_front() -> None:
     assert "m40" in full and "median" not in full
 
 
+def test_ratios_of_presets_are_shown() -> None:
+    net = nn.Sequential(Basic(8, 8))
+    rows = rows_of(
+        "m", net, resolve(net, (8, 8, 8)), [Point("se-resnet", read("se-resnet")), Point("", read("standard"))]
+    )
+    assert " 16 " in rendered(rows) and tables.to_csv(rows).splitlines()[1].startswith("m,se-resnet,standard,se,16,")
+    assert tables.to_csv(rows).splitlines()[2].startswith("m,,standard,se,,")
+
+
 def test_reasons_of_one_kind_are_told_once() -> None:
     why = "the rules select none of the {0} sites; most often ({0}): already gated by layer1.{0}.se."
     failed = Row("z", reason="cannot be built")
@@ -264,6 +273,9 @@ def test_a_block_of_ones_own_is_known_in_other_processes(here: Path) -> None:
         (["--rules", "se-resnet,se-resnt"], "'se-resnt' is no placement, preset or YAML file. Did you mean"),
         (["--ratio", "8,many"], "--ratio 'many' is not a number"),
         (["--plot", "a.bmp"], "a picture is one of .svg, .png, .pdf"),
+        (["--input-size", "8,x"], "--input-size '8,x': expected whole numbers"),
+        (["--model-arg", "width"], "model arg 'width': expected NAME=VALUE"),
+        (["--block-arg", "gat=relu"], "se has no option 'gat'"),
         (["--csv", "there.csv"], "there.csv exists"),
         (["--csv", "missing/a.csv"], "there is no folder missing"),
     ],

@@ -69,9 +69,9 @@ def sweep(
 
     \b
     Examples:
-      se-inject sweep 'timm:resnet1*' --placement standard,inner --ratio 8,16,32
+      se-inject sweep 'timm:resnet1?' --placement standard,inner --ratio 8,16,32
       se-inject sweep torchvision:resnet18 timm:resnet18 --rules se-resnet,ecanet
-      se-inject sweep 'timm:regnetx_00?' --ratio 8,16 --csv costs.csv --plot costs.svg
+      se-inject sweep 'timm:regnetx_00[24]' --ratio 8,16 --csv costs.csv --plot costs.svg
     """
     from se_inject.terminal import Terminal
     from se_inject.workflow import sweep as work

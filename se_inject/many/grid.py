@@ -33,8 +33,8 @@ class Point:
     @property
     def ratio(self) -> float | None:
         """Channels / reduced channels; None: what the block takes by default, or what entries of ``sites`` say."""
-        share = self.rules.block.get("rd_ratio")
-        return self.rules.ratio or (1 / share if share else None)
+        share = self.rules.block.get("rd_ratio", 0)
+        return float(self.rules.ratio or (share and 1 / share)) or None
 
 
 def models(patterns: Iterable[str]) -> list[str]:

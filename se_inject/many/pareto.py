@@ -16,7 +16,7 @@ DATES = {"svg": "Date", "pdf": "CreationDate"}  # left out: the same rows make t
 MARKERS = "os^DvPX*hp"  # one for each ratio
 LABELS = 12  # rows of the front that are named
 MANY = 2000  # rows above which they are drawn as pixels in a vector file too
-SETTINGS: Any = {"svg.hashsalt": "sweep", "svg.fonttype": "none", "font.size": 9}
+SETTINGS: Any = {"svg.hashsalt": "sweep", "svg.fonttype": "none", "text.parse_math": False, "font.size": 9}
 
 
 def front(rows: Sequence[Row]) -> list[Row]:

@@ -17,7 +17,7 @@ from se_inject.many.sweep import Row
 from se_inject.report.tables import Group, count, plural
 from se_inject.report.text import render_groups, render_line, render_table
 
-SHOWN = 40  # rows; of more, those on the front
+SHOWN = 40  # rows; of more, the medians and the front
 RULES = {"rules": "rules", "placement": "placement", "block": "block", "ratio": "ratio", "init": "start"}
 COSTS = ("blocks", "params", "added", "MACs", "added")
 MEDIANS = ("models", "blocks, median", "params added", "MACs added")
@@ -54,19 +54,24 @@ def render(rows: Sequence[Row], console: Console, *, all: bool = False) -> None:
 def summary(rows: Sequence[Row]) -> str:
     """What was asked, how much of it has blocks, and how many models failed."""
     failed, points = sum(row.failed for row in rows), [row for row in rows if not row.failed]
-    text = f"{_many(len({row.model for row in rows}), 'architecture')}, {_many(len(points), 'grid point')}"
     taken = sum(row.blocks > 0 for row in points)
-    parts = [f"{taken:,} with blocks", f"{len(points) - taken:,} where the rules take none"]
+    parts = [f"{taken:,} with blocks"]
+    if taken < len(points):
+        parts.append(f"{len(points) - taken:,} where the rules take none")
     if failed:
         parts.append(f"{_many(failed, 'architecture')} failed")
-    return f"{text}: {', '.join(parts)}"
+    return f"{_asked(rows)}: {', '.join(parts)}"
 
 
 def speed(rows: Sequence[Row], seconds: float) -> str:
     """``1,000 architectures, 6,000 grid points in 212 s: 4.7 architectures/s``."""
+    rate = len({row.model for row in rows}) / max(seconds, 1e-9)
+    return f"{_asked(rows)} in {seconds:,.0f} s: {rate:,.1f} architectures/s"
+
+
+def _asked(rows: Sequence[Row]) -> str:
     models, points = len({row.model for row in rows}), sum(not row.failed for row in rows)
-    done = f"{_many(models, 'architecture')}, {_many(points, 'grid point')} in {seconds:,.0f} s"
-    return f"{done}: {models / max(seconds, 1e-9):,.1f} architectures/s"
+    return f"{_many(models, 'architecture')}, {_many(points, 'grid point')}"
 
 
 def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -87,9 +92,9 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def _safe(value: Any) -> Any:
-    if isinstance(value, bool):
-        return int(value)
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(FORMULA) else value
+    return f"{value:g}" if isinstance(value, float) else int(value)
 
 
 def _cell(row: Row, field: str) -> str:

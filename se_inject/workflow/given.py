@@ -57,14 +57,20 @@ def _numbers(text: str, option: str, example: str) -> tuple[int, ...]:
 def inputs_from(given: Mapping[str, Any], loaded: Loaded) -> Inputs | tuple[int, ...] | None:
     """The example inputs: of the size and the kind that were asked for, or that are the model's own."""
     text, kind = given["input_size"], given["input_kind"] or loaded.input_kind
-    size = _numbers(text, "--input-size", "3,224,224") if text else loaded.input_size
+    size = size_from(text) if text else loaded.input_size
     if size is None:
         if kind != "batch":
             raise RulesError(f"--input-kind {kind} needs the size of one image: give --input-size, such as 3,224,224.")
         return None  # the model's own configuration may tell
-    if text and math.prod(size) > LARGEST_INPUT:
-        raise RulesError(f"--input-size {text}: {math.prod(size):,} values, more than {LARGEST_INPUT:,}.")
     return size if kind == "batch" else from_shape(size, dtype_of(loaded.model), given["seed"], kind)
+
+
+def size_from(text: str) -> tuple[int, ...]:
+    """The sides in ``--input-size``. Raises ``RulesError``."""
+    size = _numbers(text, "--input-size", "3,224,224")
+    if math.prod(size) > LARGEST_INPUT:
+        raise RulesError(f"--input-size {text}: {math.prod(size):,} values, more than {LARGEST_INPUT:,}.")
+    return size
 
 
 def load(spec: str, given: Mapping[str, Any], screen: Screen, *, weights_needed: bool) -> Loaded:

@@ -11,10 +11,10 @@ from se_inject.guard import unwrap
 from se_inject.many import grid, pareto, tables
 from se_inject.many.pool import Failure, run
 from se_inject.many.sweep import Row, rows_of
-from se_inject.models.loading import Loaded
+from se_inject.models.loading import Loaded, parse_model_args
 from se_inject.search.inputs import resolve
 from se_inject.search.trace import uncollected
-from se_inject.workflow.given import inputs_from, rules_from, without_weights
+from se_inject.workflow.given import inputs_from, rules_from, size_from, without_weights
 from se_inject.workflow.outputs import check_file, read_by, write_file
 from se_inject.workflow.screen import Screen
 
@@ -64,7 +64,12 @@ def sweep(
             check_file(output, force, [file for one in grid.combinations(given) for file in read_by(one, "rules")])
     if plot is not None:
         pareto.require(plot)
-    points = grid.distinct(grid.Point(one["rules"] or "", rules_from(one)) for one in grid.combinations(given))
+    if given["input_size"]:
+        size_from(given["input_size"])
+    parse_model_args(given["model_arg"])
+    points = grid.distinct(
+        grid.Point(Path(one["rules"] or "").name, rules_from(one)) for one in grid.combinations(given)
+    )
     models = grid.models(patterns)
     screen.step("sweep")
     found: dict[str, list[Row]] = {}
@@ -85,9 +90,8 @@ def examine(task: Task) -> list[Row]:
 
     def look(loaded: Loaded) -> list[Row]:
         model = unwrap(loaded.model)
-        return rows_of(
-            task.spec, model, resolve(model, inputs_from(task.given, loaded), seed=task.given["seed"]), task.points
-        )
+        inputs = resolve(model, inputs_from(task.given, loaded), seed=task.given["seed"])
+        return rows_of(task.spec, model, inputs, task.points)
 
     with uncollected():  # its memory goes with the process
         return without_weights(task.spec, task.given, Unheard(), look)
