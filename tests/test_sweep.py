@@ -176,7 +176,7 @@ def test_the_same_rows_draw_the_same_file(kind: str, rows: list[Row]) -> None:
 
 def test_the_front_is_named_at_its_ends() -> None:
     picture = pareto.draw(MANY, "svg").decode()
-    named = [f"m{i}" for i in range(len(MANY)) if f">m{i}, standard / 16<" in picture]
+    named = [f"m{i}" for i in range(len(MANY)) if f"  m{i}, standard / 16<" in picture]
     assert len(named) == pareto.LABELS and (named[0], named[-1]) == ("m0", "m29")
 
 

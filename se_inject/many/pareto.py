@@ -87,7 +87,7 @@ def _stair(axes: Any, kept: Sequence[Row]) -> list[Any]:
     named = sorted({round(i * (len(rows) - 1) / max(LABELS - 1, 1)) for i in range(LABELS)})
     for number, i in enumerate(named, 1):
         axes.annotate(str(number), rows[i].shares, (-3, -3), textcoords="offset points", ha="right", va="top")
-    return [_key(f"${number}$", "black", _name(rows[i])) for number, i in enumerate(named, 1)]
+    return [_key(".", "black", f"{number}  {_name(rows[i])}") for number, i in enumerate(named, 1)]
 
 
 def _key(mark: str, colour: str, label: str) -> Any:

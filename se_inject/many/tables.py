@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from statistics import median
 from typing import Any
@@ -19,7 +19,15 @@ from se_inject.report.text import render_groups, render_line, render_table
 
 SHOWN = 40  # rows; of more, the medians and the front
 RULES = {"rules": "rules", "placement": "placement", "block": "block", "ratio": "ratio", "init": "start"}
-COSTS = ("blocks", "params", "added", "MACs", "added")
+WIDE = 100  # columns of a terminal; below, the costs of the bases are left out
+COSTS: dict[str, Callable[[Row], str]] = {
+    "blocks": lambda row: str(row.blocks),
+    "params": lambda row: count(row.base_parameters),
+    "params added": lambda row: _share(row.shares[1]),
+    "MACs": lambda row: count(row.base_macs),
+    "MACs added": lambda row: _share(row.shares[0]),
+}
+BASES = ("params", "MACs")
 MEDIANS = ("models", "blocks, median", "params added", "MACs added")
 # What a spreadsheet takes for a formula when a cell begins with it.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -45,8 +53,12 @@ def render(rows: Sequence[Row], console: Console, *, all: bool = False) -> None:
         medians = [(*rules, *_medians(group)) for rules, group in _by_rules(priced, varied).items()]
         render_table(console, (*heads, *MEDIANS), medians, numbers=len(MEDIANS))
     if shown:
-        cells = [(row.model, *(_cell(row, f) for f in varied), *_costs(row), "*" * (row in front)) for row in shown]
-        render_table(console, ("model", *heads, *COSTS, ""), cells, numbers=len(COSTS) + 1)
+        costs = {name: tell for name, tell in COSTS.items() if console.width >= WIDE or name not in BASES}
+        cells = [
+            (row.model, *(_cell(row, f) for f in varied), *(tell(row) for tell in costs.values()), "*" * (row in front))
+            for row in shown
+        ]
+        render_table(console, ("model", *heads, *costs, ""), cells, numbers=len(costs) + 1)
         render_line(console, f"* on the front: no other row adds a smaller share of both.{note}", "dim")
     render_groups(console, "Without blocks", _reasons(rows), every=all)
 
@@ -100,11 +112,6 @@ def _safe(value: Any) -> Any:
 def _cell(row: Row, field: str) -> str:
     value = getattr(row, field)
     return f"{value:g}" if isinstance(value, float) else value or ""
-
-
-def _costs(row: Row) -> tuple[str, ...]:
-    macs, parameters = row.shares
-    return str(row.blocks), count(row.base_parameters), _share(parameters), count(row.base_macs), _share(macs)
 
 
 def _share(value: float) -> str:
