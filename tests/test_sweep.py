@@ -297,10 +297,11 @@ def test_a_picture_needs_matplotlib(here: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.slow
 def test_forty_architectures(tmp_path: Path) -> None:
-    result = run("timm:*18*", "timm:*_atto*", "--placement", "standard,inner", "--ratio", "8,16", "--json")
+    patterns = ["timm:*18*", "timm:*34*", "timm:*_atto*", "timm:*_pico*"]
+    result = run(*patterns, "--placement", "standard,inner", "--ratio", "8,16", "--json")
     rows = json.loads(result.stdout)
     models = list(dict.fromkeys(r["model"] for r in rows))
-    assert len(models) >= 40 and models == grid.models(["timm:*18*", "timm:*_atto*"])
+    assert len(models) >= 40 and models == grid.models(patterns)
     assert not [r for r in rows if not r["placement"]]
     for name in models[:: len(models) // 6]:
         model = timm.create_model(name.partition(":")[2])
