@@ -27,7 +27,7 @@ def read_shards(path: Path) -> tuple[dict[str, torch.Tensor], tuple[Path, ...]]:
 
     Every tensor lies in the one shard that the index names, and no shard holds another. Raises ``LoadError``.
     """
-    placed = _read_index(path)
+    placed = read_index(path)
     tensors: dict[str, torch.Tensor] = {}
     shards = {name: path.parent / name for name in dict.fromkeys(placed.values())}
     for name, shard in shards.items():
@@ -43,7 +43,7 @@ def read_shards(path: Path) -> tuple[dict[str, torch.Tensor], tuple[Path, ...]]:
     return tensors, tuple(shards.values())
 
 
-def _read_index(path: Path) -> dict[str, str]:
+def read_index(path: Path) -> dict[str, str]:
     """Name of a tensor -> name of the shard, every shard's name checked."""
     try:
         data: Any = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=unique)

@@ -23,14 +23,14 @@ SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-def parse_size(text: str | int | None) -> int | None:
-    """Bytes of ``5GB``, ``500MiB`` or a number; None is no limit. Raises ``WriteError``."""
+def parse_size(text: str | int | None, what: str = "shard size") -> int | None:
+    """Bytes of ``5GB``, ``500MiB`` or a number; None is no limit. Raises ``WriteError`` that says ``what`` is wrong."""
     if text is None:
         return None
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
     size = int(float(match[1]) * UNITS.get(match[2].upper(), 0)) if match else 0
     if size < 1:
-        raise WriteError(f"shard size {str(text)!r}: expected a size above 0 such as 5GB, 500MB or 2GiB.")
+        raise WriteError(f"{what} {str(text)!r}: expected a size above 0 such as 5GB, 500MB or 2GiB.")
     return size
 
 

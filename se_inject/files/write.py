@@ -22,7 +22,7 @@ from se_inject.files.tensorfile import read_tensors, tensors_writer
 from se_inject.files.weightfiles import INDEX, SHARD
 from se_inject.types import Artifact
 
-__all__ = ["check_output", "read_tensors", "tensors_writer", "write"]
+__all__ = ["check_output", "read_tensors", "recover", "tensors_writer", "write"]
 
 Content = bytes | Callable[[Path], None]
 
@@ -84,7 +84,7 @@ def check_output(out: Path, *, names: Iterable[str] = (), force: bool = False, i
     try:
         if out.parent.is_dir():
             with _locked(out.parent):
-                _recover(out)
+                _recover(out.parent, [out.name])
         _refuse(out, names, force, inputs)
         folder = next(parent for parent in out.parents if os.path.lexists(parent))
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
@@ -175,6 +175,9 @@ def _prefix(out: Path) -> str:
     return f".se-inject-{hashlib.sha256(os.fsencode(out.name)).hexdigest()[:12]}-"
 
 
+PREFIX = len(_prefix(Path("any")))
+
+
 @contextlib.contextmanager
 def _workspace(out: Path) -> Iterator[tuple[Path, Path]]:
     """A fresh folder beside ``out``, locked while we live, and a name to move an earlier output to; both go."""
@@ -195,14 +198,24 @@ def _workspace(out: Path) -> Iterator[tuple[Path, Path]]:
             os.close(handle)
 
 
-def _recover(out: Path) -> None:
-    """Put right what killed runs for this target left. Under the parent's lock, an ``.old`` has no living owner."""
-    prefix = _prefix(out)
-    for name in sorted(os.listdir(out.parent)):
-        path = out.parent / name
-        if name.startswith(prefix) and name.endswith(".old"):
+def recover(folder: Path, names: Iterable[str]) -> None:
+    """Put right what killed runs left in ``folder``, for the targets of these names. Raises ``WriteError``."""
+    folder = _real(folder)
+    try:
+        with _locked(folder):
+            _recover(folder, names)
+    except OSError as error:
+        raise WriteError(f"cannot write {folder}: {error.strerror or error}.") from error
+
+
+def _recover(folder: Path, names: Iterable[str]) -> None:
+    """Under the lock of ``folder``, an ``.old`` in it has no living owner."""
+    targets = {_prefix(folder / name): folder / name for name in names}
+    for name in sorted(os.listdir(folder)):
+        path, out = folder / name, targets.get(name[:PREFIX])
+        if out is not None and name.endswith(".old"):
             _restore(path, out)
-        elif name.startswith(prefix) and name.endswith(".new") and _abandoned(path):
+        elif out is not None and name.endswith(".new") and _abandoned(path):
             _delete(path)
 
 

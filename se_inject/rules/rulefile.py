@@ -16,7 +16,7 @@ MAX_BYTES = 1 << 20
 INT, FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """Safe, without aliases (a small file must not become a large one) and without duplicate keys. Numbers are those of
     YAML 1.2: in 1.1, ``12:30`` is 750 and ``010`` is 8."""
 
@@ -33,12 +33,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.yaml_implicit_resolvers = {
+Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in (INT, FLOAT)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(INT, re.compile(r"[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
+Loader.add_implicit_resolver(INT, re.compile(r"[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+Loader.add_implicit_resolver(
     FLOAT,
     re.compile(
         r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
@@ -57,6 +57,6 @@ def read_yaml(path: Path) -> Any:
     if len(text) > MAX_BYTES:
         raise RulesError(f"{path}: larger than {MAX_BYTES} bytes; a rules file is a page of text.")
     try:
-        return yaml.load(text.decode(), Loader=_Loader)
+        return yaml.load(text.decode(), Loader=Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise RulesError(f"{path}: not the YAML of a rules file: {' '.join(str(error).split())}") from error

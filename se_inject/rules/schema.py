@@ -253,20 +253,21 @@ def read(source: Any = "auto") -> Rules:
     if isinstance(source, BlockSpec):
         source = {"block": source}
     if isinstance(source, dict):
-        return _rules(named(source), "rules")
+        return plain(named(source), "rules")
     if isinstance(source, str) and source in PLACEMENTS:
         return Rules(placement=(source,))
     if isinstance(source, str) and source in PRESETS:
-        return _rules(PRESETS[source].rules, source)
+        return plain(PRESETS[source].rules, source)
     if isinstance(source, Path) or (isinstance(source, str) and Path(source).suffix in (".yaml", ".yml", ".json")):
-        return _rules(read_yaml(Path(source)), str(source))
+        return plain(read_yaml(Path(source)), str(source))
     if isinstance(source, str):
         near = closest(source, [*PLACEMENTS, *PRESETS])
         raise RulesError(f"rules: {source!r} is no placement, preset or YAML file.{near}")
     raise RulesError(f"rules: expected a dict, a file or a name, found {type(source).__name__}.")
 
 
-def _rules(data: Any, where: str) -> Rules:
+def plain(data: Any, where: str) -> Rules:
+    """``Rules`` from what a file says, which is ``where``: a class that it names as a block is not imported."""
     entries = data.get("sites", []) if isinstance(data, dict) else []
     if not isinstance(entries, list | tuple):
         raise RulesError(f"{where}: sites is a list of entries, found {type(entries).__name__}.")

@@ -32,8 +32,9 @@ def convert(
     force: bool,
     check: bool,
     screen: Screen,
+    origin: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Load, plan or read a plan, splice, check, write."""
+    """Load, plan or read a plan, splice, check, write; ``origin`` is told beside where the weights are from."""
     wanted, limit = format_names(formats), parse_size(max_shard_size)
     read_files = read_by(given, "checkpoint", "rules", "plan_file")
     check_output(output, force=force, inputs=read_files)
@@ -61,7 +62,7 @@ def convert(
             formats=wanted,
             max_shard_size=limit,
             force=force,
-            source=loaded.source,
+            source={**loaded.source, **(origin or {})},
             inputs=read_files,
             advance=screen.advance,
         )

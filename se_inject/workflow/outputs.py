@@ -12,8 +12,9 @@ from se_inject.files.layout import PLAN
 
 
 def read_by(given: Mapping[str, Any], *names: str) -> list[Path]:
-    """The files among these options; rules may also be the name of a preset."""
-    return [Path(given[name]) for name in names if given[name] is not None and Path(given[name]).exists()]
+    """The files among these options; rules may also be the name of a preset, or read already."""
+    paths = [Path(value) for name in names if isinstance(value := given[name], str | Path)]
+    return [path for path in paths if path.exists()]
 
 
 def check_file(output: Path, force: bool, inputs: Iterable[Path]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from se_inject.errors import LoadError
 from se_inject.files.layout import HTML, MARKDOWN, REPORT
 from se_inject.report import formats
 from se_inject.report.html.page import to_html
-from se_inject.types import Report
+from se_inject.types import Check, Report
 from se_inject.workflow.outputs import check_file, write_file
 
 RENDERERS = {"md": formats.to_markdown, "json": formats.to_json, "html": to_html}
@@ -24,6 +25,18 @@ def read_report(folder: Path) -> Report:
     except (OSError, ValueError) as error:
         raise LoadError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'it is no UTF-8'}).") from error
     return formats.from_json(text)
+
+
+def files_check(folder: Path, report: Report) -> Check:
+    """Whether the files of an output are those that its report lists."""
+    for artifact in report.artifacts:
+        path = folder / artifact.path
+        if not path.is_file():
+            return Check("files", False, f"{artifact.path} is missing")
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != artifact.sha256:
+                return Check("files", False, f"{artifact.path} is not the file that was written")
+    return Check("files", True, f"{len(report.artifacts)} files have the hashes of the report")
 
 
 def write_report(folder: Path, kind: str, output: Path, *, force: bool) -> None:

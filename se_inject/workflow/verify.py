@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from se_inject.files.weightfiles import shard_names
 from se_inject.search.inputs import Inputs, dtype_of, from_shape
 from se_inject.types import Check, Plan, Report, SiteCost
 from se_inject.workflow.folder import open_folder, trusting
-from se_inject.workflow.report import read_report
+from se_inject.workflow.report import files_check, read_report
 from se_inject.workflow.screen import Screen
 
 
@@ -41,7 +40,7 @@ def verify(
             subject = Subject(made, example_of(made, dtype_of(model)) or probe, model, trusted=trusted)
         else:
             made = store.read_plan(folder / store.PLAN)
-            checks = [_files(folder, report), Check("outputs (eval)", None, "no file here holds all weights")]
+            checks = [files_check(folder, report), Check("outputs (eval)", None, "no file here holds all weights")]
             subject = Subject(made, inputs_of(made, torch.float32), trusted=trusted)
         for name in formats_in(folder):
             if name != "safetensors":  # that is the model itself
@@ -55,7 +54,7 @@ def _whole(
 ) -> list[Check]:
     """The checks on a folder that holds all weights."""
     screen.step("checks")
-    checks = [_files(folder, report)]
+    checks = [files_check(folder, report)]
     if not made.baseline.tensors:
         reason = "the folder was written without checks (--no-verify)"
         return [*checks, Check("keys", None, reason), Check("outputs (eval)", None, reason)]
@@ -96,14 +95,3 @@ def example_of(made: Plan, dtype: torch.dtype) -> Inputs | None:
         return None
     sides = tuple(int(n) for n in text.partition("[")[2].rstrip("]").split(","))
     return from_shape(sides if kind == "list" else sides[1:], dtype, made.seed, kind)
-
-
-def _files(folder: Path, report: Report) -> Check:
-    for artifact in report.artifacts:
-        path = folder / artifact.path
-        if not path.is_file():
-            return Check("files", False, f"{artifact.path} is missing")
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != artifact.sha256:
-                return Check("files", False, f"{artifact.path} is not the file that was written")
-    return Check("files", True, f"{len(report.artifacts)} files have the hashes of the report")

@@ -27,12 +27,17 @@ def to_html(report: Report) -> str:
     Raises ``VerifyError`` when the report disagrees with itself.
     """
     tables.check_sums(report)
+    return render("report.html.j2", view.context(report))
+
+
+def render(template: str, context: dict[str, Any]) -> str:
+    """A page in the style of the report; its template is handed ``style``, ``script`` and ``policy`` too."""
     style, script = _resource("report.css"), _resource("report.js")
     policy = (
         f"default-src 'none'; style-src '{digest(style)}'; script-src '{digest(script)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
-    page = _template().render(view.context(report), style=Markup(style), script=Markup(script), policy=policy)
+    page = _template(template).render(context, style=Markup(style), script=Markup(script), policy=policy)
     return page.rstrip("\n") + "\n"
 
 
@@ -47,11 +52,11 @@ def _resource(name: str) -> str:
 
 
 @functools.cache
-def _template() -> Any:
+def _template(name: str) -> Any:
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, finalize=_shown
     )
-    return environment.from_string(_resource("report.html.j2"))
+    return environment.from_string(_resource(name))
 
 
 def _shown(value: Any) -> Any:
