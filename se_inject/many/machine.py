@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-CGROUP = Path("/sys/fs/cgroup")
+CGROUP, MEMINFO = Path("/sys/fs/cgroup"), Path("/proc/meminfo")
 MARGIN = 0.8  # the part of what is free that we take: the rest is for the page cache and for others that grow
 
 
@@ -20,7 +20,7 @@ def cores() -> int:
 
 def memory() -> int:
     """Bytes that processes of ours may take together: ``MARGIN`` of what is available, here and in the cgroup."""
-    free = [_field(_read(Path("/proc/meminfo")), "MemAvailable:") * 1024]
+    free = [_field(_read(MEMINFO), "MemAvailable:") * 1024]
     limit, used = _read(CGROUP / "memory.max"), _read(CGROUP / "memory.current")
     if limit.isdigit() and used.isdigit():
         cached = _field(_read(CGROUP / "memory.stat"), "inactive_file")  # given back when it is needed

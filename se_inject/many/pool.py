@@ -38,6 +38,12 @@ class Failure:
     trace: str = ""  # of an error that is no refusal
 
 
+KILLED = Failure(
+    "its process was killed twice, the second time with no other beside it: it needs more memory than there is, "
+    "or somebody stopped it"
+)
+
+
 @dataclass(frozen=True)
 class _Running(Generic[T]):
     task: T
@@ -73,10 +79,11 @@ def run(
     fitting: list[T] = []
     for task in tasks:
         if needs(task) > limit:
-            yield task, Failure(f"it needs {_gb(needs(task))} of memory, and the limit is {_gb(limit)} (--memory)")
+            more = f"it needs {gigabytes(needs(task))} of memory"
+            yield task, Failure(f"{more}, and the limit is {gigabytes(limit)} (--memory)")
         else:
             fitting.append(task)
-    _start_server(preload)
+    start_server(preload)
     one_pass = partial(_pass, work=work, cores=cores, needs=needs, limit=limit)
     killed: list[T] = []
     for task, outcome in one_pass(fitting, workers=workers or cores):
@@ -87,7 +94,8 @@ def run(
     yield from one_pass(killed, workers=1)
 
 
-def _start_server(preload: Iterable[str]) -> None:
+def start_server(preload: Iterable[str] = PRELOAD) -> None:
+    """Start the server that processes are forked from, or leave the one that runs; does not wait for its imports."""
     CONTEXT.set_forkserver_preload(list(preload))
     resource_tracker.ensure_running()  # the server would start it, and that unblocks the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the server would die importing, with a trace
@@ -95,12 +103,6 @@ def _start_server(preload: Iterable[str]) -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-KILLED = Failure(
-    "its process was killed twice, the second time with no other beside it: it needs more memory than there is, "
-    "or somebody stopped it"
-)
 
 
 def _pass(
@@ -142,7 +144,7 @@ def _outcome(answer: Connection, process: BaseProcess) -> Any:
     with answer:
         try:
             outcome = answer.recv()
-        except EOFError:
+        except (EOFError, OSError):  # before, or while it answered
             outcome = None
     process.join()
     if outcome is not None:
@@ -162,17 +164,20 @@ def _child(answer: Connection, work: Callable[[T], R], task: T, threads: int) ->
     os.dup2(silence, 2)
     import torch
 
+    torch.set_num_threads(max(1, min(threads, torch.get_num_threads())))
+    answer.send((attempt(work, task),))
+
+
+def attempt(work: Callable[[T], R], task: T) -> R | Failure:
+    """``work(task)``, or why it failed: any error of foreign code is a failure of this task alone."""
     from se_inject.models.factories import one_line
 
-    torch.set_num_threads(max(1, min(threads, torch.get_num_threads())))
-    outcome: R | Failure
     try:
-        outcome = work(task)
+        return work(task)
     except SEInjectError as refusal:
-        outcome = Failure(" ".join(str(refusal).split()))
+        return Failure(" ".join(str(refusal).split()))
     except (Exception, SystemExit) as error:
-        outcome = Failure(one_line(error), traceback.format_exc())
-    answer.send((outcome,))
+        return Failure(one_line(error), traceback.format_exc())
 
 
 def _end_with_parent() -> None:
@@ -182,5 +187,5 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _gb(count: int) -> str:
+def gigabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB"
