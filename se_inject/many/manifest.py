@@ -1,0 +1,294 @@
+"""A manifest: which models to convert, one entry a line, in YAML, JSON lines or CSV.
+
+It is data: nothing that it names is imported before the command line allowed it, and no checkpoint in it may run code.
+Paths in it are relative to its folder. One table, ``COLUMNS``, says what an entry takes.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import re
+import shlex
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from se_inject.errors import RulesError, SEInjectError, closest
+from se_inject.files.formats import format_names
+from se_inject.files.jsonfile import parse
+from se_inject.models.zoos import ZOOS, parse_model_args
+from se_inject.rules import schema
+from se_inject.rules.rulefile import Loader
+from se_inject.rules.schema import Rules
+from se_inject.search.inputs import KINDS
+
+MAX_BYTES = 64 << 20
+SHOWN = 5  # lines with mistakes that are named
+SUMMARIES = ("summary.csv", "summary.html")  # stand beside the outputs
+RULE_FILES = (".yaml", ".yml", ".json")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model to convert."""
+
+    line: int  # in the manifest
+    model: str
+    name: str  # of its folder in the output
+    rules: Rules
+    model_args: tuple[str, ...] = ()  # KEY=VALUE, sorted
+    checkpoint: Path | None = None
+    pretrained: bool = False
+    random_init: bool = False
+    allow_missing: tuple[str, ...] = ()
+    ema: bool | None = None
+    input_size: str = ""
+    input_kind: str = ""
+    formats: tuple[str, ...] = ("safetensors",)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Column:
+    """How the value of a column is read (raises ``ValueError`` or a refusal), and a sentence for the reference."""
+
+    read: Callable[[Any], Any]
+    doc: str
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"takes a text, found {value!r}")
+    return value.strip()
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list):
+        raise ValueError(f"takes a text or a list of texts, found {value!r}")
+    return tuple(_text(part) for part in parts)
+
+
+def _flag(value: Any) -> bool:
+    words = {"true": True, "false": False}
+    found = words.get(value.strip().lower()) if isinstance(value, str) else value
+    if not isinstance(found, bool):
+        raise ValueError(f"takes true or false, found {value!r}")
+    return found
+
+
+def _number(value: Any) -> int:
+    found = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+    if type(found) is not int or found < 0:
+        raise ValueError(f"takes a whole number from 0, found {value!r}")
+    return found
+
+
+def _sides(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else _text(value)
+
+
+def _kind(value: Any) -> str:
+    if value not in KINDS:
+        raise ValueError(f"{value!r} is not known.{closest(str(value), KINDS)}")
+    return str(value)
+
+
+def _args(value: Any) -> tuple[str, ...]:
+    pairs = shlex.split(value) if isinstance(value, str) else []
+    if not isinstance(value, str | dict):
+        raise ValueError(f"takes a mapping, or num_classes=10 in_chans=1, found {value!r}")
+    if isinstance(value, dict):
+        pairs = [f"{name}={item!r}" for name, item in value.items()]
+    return tuple(f"{name}={item!r}" for name, item in sorted(parse_model_args(pairs).items()))
+
+
+COLUMNS = {
+    "model": Column(_text, "`timm:NAME`, `torchvision:NAME`, or `pkg.module:factory` if `--factory` allows it"),
+    "model_args": Column(_args, "constructor options: a mapping, or `num_classes=10 in_chans=1`"),
+    "checkpoint": Column(_text, "a file, a folder, or a glob, which stands for one entry for each file"),
+    "pretrained": Column(_flag, "true: weights that the library downloads"),
+    "random_init": Column(_flag, "true: random weights, on purpose"),
+    "allow_missing": Column(_texts, "globs of keys that the checkpoint may lack"),
+    "ema": Column(_flag, "averaged (true) or raw weights, where a checkpoint has both"),
+    "input_size": Column(_sides, "`3,224,224`; default: the model's own configuration"),
+    "input_kind": Column(_kind, "`batch`, `list` or `pair`; default: what the model takes"),
+    "rules": Column(lambda value: value, "a mapping, the name of a placement or preset, or a YAML file"),
+    "formats": Column(_texts, "`safetensors,onnx`, ...; default `safetensors`"),
+    "seed": Column(_number, "of new weights and of the probe; default 0"),
+    "name": Column(_text, "of its folder, `{folder}-{stem}`, say; default `{stem}`, or `{model}` without a checkpoint"),
+}  # fmt: skip
+
+
+def read_manifest(path: Path, *, factories: Collection[str] = ()) -> tuple[Entry, ...]:
+    """The entries of a manifest, in its order, globs expanded, each with a name of its own.
+
+    ``factories``: ``pkg.module:factory`` or ``pkg.module`` that entries may name. Raises ``RulesError`` that lists the
+    lines with mistakes, before anything is done.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        raise RulesError(f"{path}: a manifest is one of {', '.join(READERS)}, by its name.")
+    entries: list[Entry] = []
+    wrong: list[str] = []
+    for line, row in READERS[suffix](_read(path), path):
+        try:
+            entries += _entries(line, row, path.parent, factories)
+        except (ValueError, SEInjectError) as error:
+            wrong.append(f"line {line}: {str(error).rstrip('.')}.")
+    wrong += _taken(entries)
+    if wrong:
+        more = [f"And {len(wrong) - SHOWN} more."] if len(wrong) > SHOWN else []
+        raise RulesError(f"{path}: {' '.join([*wrong[:SHOWN], *more])}")
+    if not entries:
+        raise RulesError(f"{path}: no entries; write one a line, such as 'model: timm:resnet18'.")
+    return tuple(entries)
+
+
+def _entries(line: int, row: Any, folder: Path, factories: Collection[str]) -> Iterable[Entry]:
+    if not isinstance(row, Mapping):
+        raise ValueError(f"expected a mapping of columns to values, found {type(row).__name__}")
+    values: dict[str, Any] = {}
+    for key, value in row.items():
+        if key not in COLUMNS:
+            raise ValueError(f"unknown column {key!r}.{closest(str(key), COLUMNS)}")
+        if value is None or value == "":
+            continue
+        try:
+            values[key] = COLUMNS[key].read(value)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
+    if "model" not in values:
+        raise ValueError("no model; write timm:NAME, torchvision:NAME or pkg.module:factory")
+    _allowed(values["model"], factories)
+    sources = [key for key in ("checkpoint", "pretrained", "random_init") if values.get(key)]
+    if len(sources) != 1:
+        found = " and ".join(sources) or "none"
+        raise ValueError(f"the weights come from one of checkpoint, pretrained, random_init; given: {found}")
+    values["rules"] = _rules(values.get("rules"), folder)
+    if "formats" in values:
+        values["formats"] = format_names(values["formats"])
+    name = values.pop("name", "")
+    files = _files(folder, values.pop("checkpoint")) if "checkpoint" in values else [None]
+    entries = [Entry(line, name="", checkpoint=file, **values) for file in files]
+    return [replace(entry, name=_name(name, entry)) for entry in entries]
+
+
+def _allowed(model: str, factories: Collection[str]) -> None:
+    zoo = model.partition(":")[0]
+    if ":" in model and zoo not in ZOOS and not {zoo, model} & set(factories):
+        raise ValueError(f"{model} is code, which a manifest may not run; allow it with --factory {model}")
+
+
+def _rules(value: Any, folder: Path) -> Rules:
+    """Rules as a file says them: a class that they name as a block is not imported."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):  # in a cell of a CSV file
+        try:
+            value = yaml.load(value, Loader=Loader)
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ValueError(f"rules: {value!r} is no mapping: {' '.join(str(error).split())}") from error
+    if isinstance(value, dict):
+        return schema.plain(value, "rules")
+    if isinstance(value, str) and Path(value).suffix in RULE_FILES:
+        return schema.read(folder / value)
+    return schema.read(value)
+
+
+def _files(folder: Path, text: str) -> list[Path]:
+    """The path, or the files that a glob stands for; with ``**`` in all folders below."""
+    if not glob.has_magic(text) or (folder / text).exists():
+        return [folder / text]
+    found = sorted(glob.glob(text, root_dir=folder, recursive=True))
+    if not found:
+        raise ValueError(f"checkpoint: {text!r} matches no file in {folder}")
+    return [folder / name for name in found]
+
+
+def _name(template: str, entry: Entry) -> str:
+    file = entry.checkpoint
+    parts = {
+        "model": entry.model.rpartition(":")[2],
+        "stem": (file.stem if file.suffix else file.name) if file else "",
+        "folder": file.absolute().parent.name if file else "",
+    }
+    name = template or ("{stem}" if file else "{model}")
+    for part, text in parts.items():
+        name = name.replace(f"{{{part}}}", text)
+    name = re.sub(r"[^\w.+@-]+", "-", name).strip("-.")
+    if not name or name.casefold() in SUMMARIES:
+        raise ValueError(f"name: {template or name!r} cannot be that of an output folder")
+    return name
+
+
+def _taken(entries: Iterable[Entry]) -> list[str]:
+    """A complaint for every second entry that writes the same folder; case does not tell folders apart everywhere."""
+    first: dict[str, Entry] = {}
+    wrong = []
+    for entry in entries:
+        other = first.setdefault(entry.name.casefold(), entry)
+        if other is not entry:
+            wrong.append(
+                f"line {entry.line}: writes {entry.name!r}, as line {other.line} does; "
+                "tell them apart with a name, such as {folder}-{stem}."
+            )
+    return wrong
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise RulesError(f"{path}: larger than {MAX_BYTES >> 20} MiB.")
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        raise RulesError(f"{path}: cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise RulesError(f"{path}: not UTF-8 text.") from error
+
+
+def _yaml(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    loader = Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is not None and not isinstance(node, yaml.SequenceNode):
+            raise RulesError(f"{path}: expected a list of entries, each '- model: timm:resnet18'.")
+        for item in node.value if node is not None else ():
+            yield item.start_mark.line + 1, loader.construct_object(item, deep=True)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise RulesError(f"{path}: not the YAML of a manifest: {' '.join(str(error).split())}") from error
+    finally:
+        loader.dispose()
+
+
+def _json_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    for line, row in enumerate(text.splitlines(), 1):
+        if row.strip():
+            try:
+                yield line, parse(row)
+            except (ValueError, RecursionError) as error:
+                raise RulesError(f"{path}: line {line} is not JSON: {error}.") from error
+
+
+def _csv(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in rows:
+            if None in row or None in row.values():
+                raise RulesError(f"{path}: line {rows.line_num} has not as many cells as the header has columns.")
+            yield rows.line_num, row
+    except csv.Error as error:
+        raise RulesError(f"{path}: line {rows.line_num} is not CSV: {error}.") from error
+
+
+READERS: dict[str, Callable[[str, Path], Iterator[tuple[int, Any]]]] = {
+    ".yaml": _yaml,
+    ".yml": _yaml,
+    ".jsonl": _json_lines,
+    ".csv": _csv,
+}
