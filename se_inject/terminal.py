@@ -23,7 +23,8 @@ from rich.text import Text
 from se_inject.types import Check, Plan, Report
 
 if TYPE_CHECKING:
-    from se_inject.many.sweep import Row
+    from se_inject.many.summary import Row as BatchRow
+    from se_inject.many.sweep import Row as SweepRow
     from se_inject.search.explain import Explanation
 
 STEPS = 8  # of the longest command: load, plan, reference, cost before, splice, cost after, checks, write
@@ -106,7 +107,7 @@ class Terminal:
             self.progress.stop()
             render_checks(checks, self.out)
 
-    def sweep(self, rows: Sequence[Row], *, show_all: bool = False) -> None:
+    def sweep(self, rows: Sequence[SweepRow], *, show_all: bool = False) -> None:
         """The costs; and on standard error, since it is of this run alone, how fast they came."""
         from se_inject.many.tables import render, speed
 
@@ -115,6 +116,14 @@ class Terminal:
             render(rows, self.out, all=show_all)
         if not self.quiet:
             self.err.print(Text(speed(rows, time.monotonic() - self.began), "dim"))
+
+    def summary(self, rows: tuple[BatchRow, ...]) -> None:
+        from se_inject.many.summary import headline, to_terminal
+
+        if self.results:
+            self.progress.stop()
+            to_terminal(rows, self.out)
+            self._print(Text(headline(rows)))
 
     def explanation(self, found: Explanation) -> None:
         from se_inject.search.explain import render

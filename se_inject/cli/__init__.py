@@ -8,6 +8,7 @@ from __future__ import annotations
 import click
 
 from se_inject import __version__
+from se_inject.cli.batch import batch
 from se_inject.cli.convert import convert
 from se_inject.cli.listing import list_
 from se_inject.cli.options import CONTEXT
@@ -32,5 +33,5 @@ def main() -> None:
     """
 
 
-for command in (convert, plan, sweep, verify, remove, report, list_):  # in the order in which they are used
+for command in (convert, batch, plan, sweep, verify, remove, report, list_):  # in the order in which they are used
     main.add_command(command)

@@ -57,6 +57,7 @@ def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
 
 of_model = functools.partial(click.option, cls=Option, section="Model")
 of_rules = functools.partial(click.option, cls=Option, section="Rules")
+of_machine = functools.partial(click.option, cls=Option, section="Machine")
 of_output = functools.partial(click.option, cls=Option, section="Output")
 model_arg = of_model(
     "--model-arg", "model_arg", multiple=True, metavar="KEY=VALUE", help="Constructor option; repeatable."

@@ -1,0 +1,241 @@
+"""A manifest's entry as a job: the key that recognises its output, the memory it needs, and the work itself."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+from se_inject import __version__
+from se_inject.blocks.custom import import_block
+from se_inject.checks.measure import measure
+from se_inject.files.filekind import locate, readable
+from se_inject.files.indexfile import read_index
+from se_inject.files.layout import REPORT
+from se_inject.guard import unwrap
+from se_inject.many import machine
+from se_inject.many.manifest import Entry
+from se_inject.models.zoos import ZOOS
+from se_inject.planning import survey
+from se_inject.rules.policies import needed
+from se_inject.rules.schema import Rules
+from se_inject.rules.schema import given as plain_rules
+from se_inject.types import Report, to_dict
+from se_inject.workflow.convert import convert
+from se_inject.workflow.given import inputs_from, load
+from se_inject.workflow.report import files_check, read_report
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says about every job."""
+
+    blocks: tuple[str, ...] = ()  # classes that rules may name
+    allow_pickle: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """One entry, with what is known of it before it runs."""
+
+    entry: Entry
+    folder: Path  # to write
+    options: Options
+    key: str
+    size: int  # bytes of its checkpoint
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a job."""
+
+    report: Report
+    warnings: tuple[str, ...] = ()
+    peak: int = 0  # bytes that the process had in memory at most
+
+
+@dataclass
+class Listener:
+    """A ``Screen`` of a process that nobody watches: it keeps the warnings."""
+
+    warnings: list[str] = field(default_factory=list)
+
+    def step(self, name: str) -> None: ...
+
+    def advance(self, done: int, total: int, unit: str) -> None: ...
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+# -- what it is -------------------------------------------------------------------------------------------------------
+def job_of(entry: Entry, folder: Path, options: Options) -> Job:
+    """The job of an entry; its checkpoint is read for the hash. Raises ``LoadError`` when there is none."""
+    files = _weight_files(entry.checkpoint) if entry.checkpoint is not None else []
+    facts = {
+        "model": entry.model,
+        "model_args": entry.model_args,
+        "weights": "random" if entry.random_init else "pretrained" if entry.pretrained else [*map(sha256, files)],
+        "allow_missing": entry.allow_missing,
+        "ema": entry.ema,
+        "input": [entry.input_size, entry.input_kind],
+        "rules": plain_rules(entry.rules),
+        "formats": sorted(entry.formats),
+        "seed": entry.seed,
+        "versions": _versions(entry, options.blocks),
+    }
+    text = json.dumps(to_dict(facts), sort_keys=True)
+    key = hashlib.sha256(text.encode()).hexdigest()
+    return Job(entry, folder, options, key, sum(file.stat().st_size for file in files))
+
+
+def _weight_files(checkpoint: Path) -> list[Path]:
+    """The file that the weights are in; of an index, its shards too."""
+    file = locate(checkpoint)
+    shards = dict.fromkeys(read_index(file).values()) if readable(file).name == "shards" else ()
+    return [file, *(file.parent / name for name in shards)]
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _versions(entry: Entry, blocks: Iterable[str]) -> dict[str, str]:
+    """Of what makes the output; for a module of the user's own, the hash of its file (not of what that imports)."""
+    rules = json.dumps(plain_rules(entry.rules))
+    modules = {name.partition(":")[0] for name in (entry.model, *(block for block in blocks if block in rules))}
+    found = {"se_inject": __version__, "torch": importlib.metadata.version("torch")}
+    for module in modules:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError):
+            found[module] = importlib.metadata.version(module.partition(".")[0])
+        if module not in ZOOS and (file := _source(module)) is not None:
+            found[f"{module}, source"] = sha256(file)
+    return found
+
+
+def _source(module: str) -> Path | None:
+    """The file of a module, found where it will be imported from, without importing it."""
+    root, *parts = module.split(".")
+    spec = PathFinder.find_spec(root, [*sys.path, os.getcwd()])
+    if spec is None:
+        return None
+    bases = [Path(folder, *parts) for folder in spec.submodule_search_locations or ()]
+    names = [name for base in bases for name in (base.with_suffix(".py"), base / "__init__.py")] if parts else []
+    files = [*names, *([] if parts else [Path(spec.origin or "")])]
+    return next((file for file in files if file.is_file()), None)
+
+
+def finished(folder: Path, report: Report) -> bool:
+    """Whether the output of this report was checked, and has its files as they were written."""
+    return not any(check.passed is False for check in report.checks) and files_check(folder, report).passed is True
+
+
+# -- what it takes ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Architecture:
+    """What of an entry decides how much memory it takes: one for all checkpoints of a model."""
+
+    model: str
+    model_args: tuple[str, ...]
+    input_size: str
+    input_kind: str
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Of an architecture, from a run of it without data."""
+
+    base: int  # bytes of a process that has traced and counted it: interpreter, libraries, modules, graph
+    weights: int  # bytes of parameters and buffers
+    activations: int  # bytes that one sample makes
+
+
+UNKNOWN = Footprint(1 << 30, 0, 0)  # of a model that does not run without data; its checkpoint is counted in any case
+
+
+def architecture(entry: Entry) -> Architecture:
+    return Architecture(entry.model, entry.model_args, entry.input_size, entry.input_kind)
+
+
+def footprint(of: Architecture) -> Footprint:
+    """Trace and count the model on the meta device. Meant for a process of its own, whose memory it reads."""
+    options = given(Entry(0, of.model, "", Rules(), of.model_args, input_size=of.input_size, input_kind=of.input_kind))
+    loaded = load(of.model, options, Listener(), weights_needed=False)
+    model = unwrap(loaded.model)
+    inputs = inputs_from(options, loaded)
+    survey(model, inputs, needed(("auto",)), 0)
+    cost = measure(model, inputs).cost
+    tensors = [*model.parameters(), *model.buffers()]
+    return Footprint(machine.resident("VmHWM"), sum(t.nbytes for t in tensors), cost.activation_bytes)
+
+
+def need(job: Job, found: Footprint) -> int:
+    """Bytes that a job takes at most.
+
+    That is what its process has anyway; the weights, twice, as what was written is read back, and once more for each
+    program that is exported; the file that they come from, which is read as a whole in torch's old format; what one
+    sample makes, and a quarter more for what functions between modules make; and some room.
+    """
+    exports = len(set(job.entry.formats) - {"safetensors", "adapter"})
+    return found.base + (2 + exports) * found.weights + job.size + found.activations * 5 // 4 + ROOM
+
+
+ROOM = 64 << 20  # bytes
+
+
+# -- the work ---------------------------------------------------------------------------------------------------------
+def given(entry: Entry, *, allow_pickle: bool = False) -> dict[str, Any]:
+    """An entry as the options of ``se-inject convert``."""
+    return {
+        "model_arg": entry.model_args,
+        "pretrained": entry.pretrained,
+        "checkpoint": entry.checkpoint,
+        "random_init": entry.random_init,
+        "allow_missing": entry.allow_missing,
+        "ema": entry.ema,
+        "allow_pickle": allow_pickle,
+        "input_size": entry.input_size or None,
+        "input_kind": entry.input_kind or None,
+        "rules": entry.rules,
+        "seed": entry.seed,
+        "plan_file": None,
+        **dict.fromkeys(("block", "ratio", "init", "min_channels", "stages", "budget")),
+        **dict.fromkeys(("placement", "block_arg", "include", "exclude"), ()),
+        "again": False,
+    }
+
+
+def run_job(job: Job) -> Done:
+    """Convert the model of a job and write its folder, as ``se-inject convert`` does.
+
+    A job that is run again because a node was lost may have been done there: its folder is then recognised.
+    """
+    if (job.folder / REPORT).is_file():
+        report = read_report(job.folder)
+        if report.source.get("job") == job.key and finished(job.folder, report):
+            return Done(report)
+    for name in job.options.blocks:
+        import_block(name)
+    listener = Listener()
+    report = convert(
+        job.entry.model,
+        given(job.entry, allow_pickle=job.options.allow_pickle),
+        job.folder,
+        formats=",".join(job.entry.formats),
+        max_shard_size=None,
+        force=job.options.force,
+        check=True,
+        screen=listener,
+        origin={"job": job.key},
+    )
+    return Done(report, tuple(listener.warnings), machine.resident("VmHWM"))

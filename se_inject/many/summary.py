@@ -1,0 +1,105 @@
+"""What became of every entry of a manifest: on the terminal, as CSV, and as a page that links the reports."""
+
+from __future__ import annotations
+
+import csv
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+from urllib.parse import quote
+
+from rich.console import Console
+from rich.text import Text
+
+from se_inject.files.layout import HTML
+from se_inject.report.html.page import render
+from se_inject.report.tables import count, percent, visible
+from se_inject.report.text import render_table
+from se_inject.types import Report
+
+Status = Literal["converted", "done before", "to do", "failed"]
+SHOWN = 200  # characters of a reason on the terminal; the files have all of it
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "|")  # with which a cell begins that a spreadsheet would calculate
+
+
+@dataclass(frozen=True)
+class Row:
+    """One entry, and what became of it."""
+
+    line: int  # in the manifest
+    name: str
+    model: str
+    weights: str  # its checkpoint as the manifest has it, or where they come from
+    status: Status
+    folder: str = ""  # that holds the result, beside the summary
+    blocks: int | None = None
+    parameters_before: int | None = None
+    parameters_after: int | None = None
+    macs_before: int | None = None
+    macs_after: int | None = None
+    reason: str = ""  # of a failure
+    key: str = ""  # of input, rules and versions
+
+
+def figures(report: Report) -> dict[str, Any]:
+    """What a row tells of a report."""
+    return {
+        "blocks": len(report.plan.insertions),
+        "parameters_before": report.before.parameters,
+        "parameters_after": report.after.parameters,
+        "macs_before": report.before.macs,
+        "macs_after": report.after.macs,
+    }
+
+
+def counts(rows: Sequence[Row]) -> dict[str, int]:
+    """Status -> how many; those that there are."""
+    found = [row.status for row in rows]
+    return {status: found.count(status) for status in get_args(Status) if status in found}
+
+
+def headline(rows: Sequence[Row]) -> str:
+    parts = [f"{number} {status}" for status, number in counts(rows).items()]
+    return f"{len(rows)} {'entry' if len(rows) == 1 else 'entries'}: {', '.join(parts)}"
+
+
+def to_terminal(rows: Sequence[Row], console: Console) -> None:
+    """One line for each entry, then one for each failure."""
+    columns = ("name", "model", "result", "blocks", "parameters", "MACs")
+    render_table(console, columns, [(row.name, row.model, row.status, *_growth(row)) for row in rows], numbers=3)
+    for row in rows:
+        if row.status == "failed":
+            reason = textwrap.shorten(visible(row.reason), SHOWN, placeholder=" ...")
+            console.print(Text(f"{row.name} (line {row.line}): {reason}"), soft_wrap=True)
+
+
+def _growth(row: Row) -> tuple[str, str, str]:
+    """Blocks, and what they add; nothing for an entry without a result."""
+    if row.blocks is None:
+        return ("", "", "")
+    before, after = row.parameters_before or 0, row.parameters_after or 0
+    macs = percent(row.macs_before or 0, row.macs_after or 0)
+    return (str(row.blocks), f"+{count(after - before)}, {percent(before, after)}", macs)
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Every field of every row; no cell begins as a formula does, a ``'`` stands before it then."""
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([field.name for field in fields(Row)])
+    for row in rows:
+        writer.writerow([_cell(value) for value in asdict(row).values()])
+    return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def to_html(rows: Sequence[Row]) -> str:
+    """A page that fetches nothing, with a link to the report of each output in its folder."""
+    shown = [(row, quote(f"{row.folder}/{HTML}") if row.folder else "", _growth(row)) for row in rows]
+    failed = [row for row in rows if row.status == "failed"]
+    return render("summary.html.j2", {"headline": headline(rows), "rows": shown, "failed": failed})

@@ -1,0 +1,170 @@
+"""``se-inject batch``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from se_inject.blocks.custom import import_block
+from se_inject.errors import SEInjectError, WriteError
+from se_inject.files.layout import REPORT
+from se_inject.files.write import recover
+from se_inject.many import machine, pool, summary
+from se_inject.many.jobs import UNKNOWN, Job, Options, architecture, finished, footprint, job_of, need, run_job
+from se_inject.many.manifest import SUMMARIES, Entry, read_manifest
+from se_inject.many.pool import Failure
+from se_inject.many.summary import Row
+from se_inject.types import Report
+from se_inject.workflow.outputs import check_file, write_file
+from se_inject.workflow.report import read_report
+from se_inject.workflow.screen import Screen
+
+Run = Callable[..., Iterator[tuple[Any, Any]]]  # pool.run, or what does the same elsewhere
+TAKEN = (
+    "{} exists, and is not this output: it has other weights, rules or versions, or was changed; "
+    "give the entry another name, or replace what is there with --force"
+)
+
+
+def batch(
+    manifest: Path,
+    output: Path,
+    *,
+    factories: Sequence[str] = (),
+    options: Options,
+    workers: int = 0,
+    memory: int | None = None,
+    ray: str | None = None,
+    dry_run: bool = False,
+    screen: Screen,
+) -> tuple[Row, ...]:
+    """Convert what the manifest names and is not done yet, write the summary, and return its rows.
+
+    ``factories``: ``pkg.module:factory`` or ``pkg.module`` that the manifest may name as a model.
+    ``workers`` (0: one a core) and ``memory`` (bytes, default: most of what is available) bound the processes here;
+    with ``ray`` it is the cluster at that address that has cores and memory. ``dry_run`` changes nothing.
+    """
+    screen.step("manifest")
+    for name in options.blocks:
+        import_block(name)
+    entries = read_manifest(manifest, factories=factories)
+    if dry_run:
+        return tuple(_decided(entries, manifest, output, options, screen)[0].values())
+    _prepare(output, entries, manifest)
+    if ray is None:
+        pool.start_server()  # it has its imports done by the time that the hashes are
+        run: Run = partial(pool.run, workers=workers, limit=machine.memory() if memory is None else memory)
+    else:
+        from se_inject.many.ray_pool import run as run_on_ray
+
+        run = partial(run_on_ray, address=ray)
+    rows, todo = _decided(entries, manifest, output, options, screen)
+    screen.step("memory needed")
+    needs = _needs(todo, run, screen)
+    screen.step("convert")
+    for done, (job, outcome) in enumerate(run(todo, run_job, needs=lambda job: needs[job.entry.name]), 1):
+        name = job.entry.name
+        if isinstance(outcome, Failure):
+            rows[name] = replace(rows[name], status="failed", reason=outcome.reason)
+        else:
+            rows[name] = replace(rows[name], status="converted", folder=name, **summary.figures(outcome.report))
+            for text in outcome.warnings:
+                screen.warn(f"{name}: {text}")
+        screen.advance(done, len(todo), "models")
+    made = tuple(rows.values())
+    for file, text in zip(SUMMARIES, (summary.to_csv(made), summary.to_html(made)), strict=True):
+        write_file(output / file, text)
+    return made
+
+
+def _prepare(output: Path, entries: Iterable[Entry], manifest: Path) -> None:
+    """The folder, without what killed runs left in it."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"cannot write {output}: {error.strerror}.") from error
+    recover(output, [entry.name for entry in entries])
+    for file in SUMMARIES:
+        check_file(output / file, True, [manifest])
+
+
+def _decided(
+    entries: Sequence[Entry], manifest: Path, output: Path, options: Options, screen: Screen
+) -> tuple[dict[str, Row], list[Job]]:
+    """Name -> the row of every entry, and the jobs that are to be done."""
+    screen.step("hashes")
+    with ThreadPoolExecutor(machine.cores()) as threads:  # hashing leaves the interpreter to others
+        found = list(threads.map(partial(_job, output=output, options=options), entries))
+    jobs = [job for job in found if isinstance(job, Job)]
+    earlier = _earlier(output, jobs)
+    rows: dict[str, Row] = {}
+    todo: list[Job] = []
+    for entry, job in zip(entries, found, strict=True):
+        row = Row(entry.line, entry.name, entry.model, _weights(entry, manifest), "to do")
+        if isinstance(job, Failure):
+            row = replace(row, status="failed", reason=job.reason)
+        elif entry.name in earlier:
+            folder, report = earlier[entry.name]
+            row = replace(row, status="done before", folder=folder, key=job.key, **summary.figures(report))
+        elif os.path.lexists(job.folder) and not options.force:
+            row = replace(row, status="failed", reason=TAKEN.format(job.folder), key=job.key)
+        else:
+            row = replace(row, key=job.key)
+            todo.append(job)
+        rows[entry.name] = row
+    return rows, todo
+
+
+def _job(entry: Entry, output: Path, options: Options) -> Job | Failure:
+    try:
+        return job_of(entry, output / entry.name, options)
+    except SEInjectError as error:
+        return Failure(str(error))
+    except OSError as error:
+        return Failure(f"{entry.checkpoint}: cannot be read: {error.strerror}")
+
+
+def _weights(entry: Entry, manifest: Path) -> str:
+    if entry.checkpoint is None:
+        return "pretrained" if entry.pretrained else "random"
+    inside = entry.checkpoint.is_relative_to(manifest.parent)
+    return str(entry.checkpoint.relative_to(manifest.parent)) if inside else entry.checkpoint.name
+
+
+def _earlier(output: Path, jobs: Sequence[Job]) -> dict[str, tuple[str, Report]]:
+    """Name of an entry -> the folder and the report of its output, if it is there: by the key, under any name.
+
+    A folder that has the name of an entry is that entry's alone; one that was renamed goes to the first that fits.
+    """
+    names = {job.entry.name for job in jobs}
+    keys = {job.key for job in jobs}
+    held: dict[str, list[tuple[str, Report]]] = {}
+    for path in sorted(output.glob(f"*/{REPORT}")):
+        try:
+            report = read_report(path.parent)
+        except SEInjectError:  # not ours, or damaged
+            continue
+        if (key := report.source.get("job")) in keys and finished(path.parent, report):
+            held.setdefault(str(key), []).append((path.parent.name, report))
+    found: dict[str, tuple[str, Report]] = {}
+    for job in jobs:
+        fits = [pair for pair in held.get(job.key, ()) if pair[0] == job.entry.name or pair[0] not in names]
+        if fits:
+            found[job.entry.name] = min(fits, key=lambda pair: pair[0] != job.entry.name)
+            held[job.key].remove(found[job.entry.name])
+    return found
+
+
+def _needs(jobs: Sequence[Job], run: Run, screen: Screen) -> Mapping[str, int]:
+    """Name of an entry -> bytes of memory that its job takes; every architecture is measured once, without data."""
+    kinds = list(dict.fromkeys(architecture(job.entry) for job in jobs))
+    found = {}
+    for done, (kind, made) in enumerate(run(kinds, footprint), 1):
+        found[kind] = UNKNOWN if isinstance(made, Failure) else made
+        screen.advance(done, len(kinds), "architectures")
+    return {job.entry.name: need(job, found[architecture(job.entry)]) for job in jobs}
