@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import se_inject
+from se_inject.many import machine
 from se_inject.many.grid import Point
 from se_inject.many.sweep import rows_of
 from se_inject.rules import schema
@@ -40,6 +41,8 @@ GROWN = 280  # blocks of each of four stages: ten thousand modules
 REPEAT = 3
 CHECKPOINT = 1800 << 20  # bytes
 LAYER = 2048  # in and out: 16 MiB of weights
+MANY = 32  # models of a batch
+LIMIT = 2 * 10**9  # bytes for a batch that four processes would exceed
 
 NET = """
 from torch import nn
@@ -248,6 +251,48 @@ def read() -> Iterator[Row]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def batch() -> Iterator[Row]:
+    """One command for many checkpoints, against as many commands; and what all its processes take, against a limit."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for i in range(MANY):
+            torch.save(timm.create_model("resnet18").state_dict(), folder / f"{i}.pth")
+        (folder / "m.yaml").write_text("- {model: timm:resnet18, checkpoint: '*.pth'}")
+        tool = [sys.executable, "-m", "se_inject"]
+        start = time.perf_counter()
+        subprocess.run([*tool, "batch", str(folder / "m.yaml"), "-o", str(folder / "a"), "--quiet"], check=True)
+        ours = time.perf_counter() - start
+        start = time.perf_counter()
+        for i in range(MANY):
+            one = ["convert", "timm:resnet18", "--checkpoint", str(folder / f"{i}.pth"), "-o", str(folder / f"b{i}")]
+            subprocess.run([*tool, *one, "--quiet"], check=True)
+        yield (
+            f"batch of {MANY} on {machine.cores()} cores",
+            "single commands",
+            ours / (time.perf_counter() - start),
+            0.35,
+        )
+        limited = ["batch", str(folder / "m.yaml"), "-o", str(folder / "c"), "-j4", f"--memory={LIMIT}", "--quiet"]
+        running = subprocess.Popen([*tool, *limited], start_new_session=True)
+        most = 0
+        while running.poll() is None:
+            most = max(most, proportional(running.pid))
+            time.sleep(0.05)
+        assert running.returncode == 0
+        yield "memory of all processes of a batch", f"a limit of {LIMIT / 1e9:g} GB", most / LIMIT, 1.0
+
+
+def proportional(session: int) -> int:
+    """Bytes in memory of all processes of a session; a page that several share is divided among them."""
+    found = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if int((process / "stat").read_text().rpartition(")")[2].split()[3]) == session:
+                lines = (process / "smaps_rollup").read_text().splitlines()
+                found += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return found
+
+
 ROWS = {
     "splice": splice,
     "chain": chain,
@@ -256,6 +301,7 @@ ROWS = {
     "sweep": sweep,
     "memory": memory,
     "read": read,
+    "batch": batch,
 }
 
 

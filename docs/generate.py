@@ -23,6 +23,7 @@ from se_inject import types
 from se_inject.blocks import BLOCKS
 from se_inject.blocks.block import Block
 from se_inject.cli import main as command_line
+from se_inject.many.manifest import COLUMNS
 from se_inject.rules.presets import PRESETS
 from se_inject.rules.schema import FIELDS
 from se_inject.search.placements import PLACEMENTS
@@ -66,6 +67,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def fence(kind: str, text: str) -> str:
     return f"```{kind}\n{text.strip(chr(10))}\n```"
+
+
+# -- batch.md -----------------------------------------------------------------------------------------------------
+def columns() -> str:
+    """One row for each column of a manifest."""
+    return table(("column", "holds"), ((f"`{name}`", column.doc) for name, column in COLUMNS.items()))
 
 
 # -- rules.md -----------------------------------------------------------------------------------------------------
@@ -225,6 +232,7 @@ def _help(words: Sequence[str]) -> str:
 
 # -----------------------------------------------------------------------------------------------------------------
 REGIONS: dict[str, Callable[[], str]] = {
+    "columns": columns,
     "keys": keys,
     "presets": presets,
     "placements": placements,

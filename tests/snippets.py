@@ -89,6 +89,10 @@ class Reader:
         Path(fence.body.splitlines()[0].removeprefix("# ")).write_text(fence.body)
 
     def yaml(self, fence: Fence) -> None:
+        """Rules; what begins with the name of a file is written there."""
+        if name := re.match(r"# (\w+\.yaml)\n", fence.body):
+            Path(name[1]).write_text(fence.body)
+            return
         path = Path("rules.yaml")
         path.write_text(fence.body)
         read(path)

@@ -55,7 +55,8 @@ def follow(name: str, folder: Path, stand_ins: Mapping[str, str] | None = None) 
         for fence in fences(page(name)):
             if not all(command.startswith(tuple(NOT_RUN)) for command in commands(fence)):
                 reader.do(fence)
-        sys.modules.pop("digits_net", None)
+        for module in ("digits_net", "small_net"):
+            sys.modules.pop(module, None)
     assert reader.replaced == set(reader.stand_ins)
     return reader
 

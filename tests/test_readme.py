@@ -46,6 +46,7 @@ class Block(nn.Module):
 def make_net():
     return nn.Sequential(nn.Conv2d(3, 32, 3, 4, 1), Block(32), Block(32), nn.Flatten(), nn.Linear(8192, 2))
 """
+MANIFEST = 'model,checkpoint,input_size\nmy_models:make_net,*.pth,"3,64,64"\n'
 
 
 FENCES = fences(TEXT)
@@ -60,6 +61,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         Path("my_models.py").write_text(MY_MODELS)
+        Path("models.csv").write_text(MANIFEST)
         Path("rules.yaml").write_text(next(fence.body for fence in FENCES if fence.kind == "yaml"))
         torch.manual_seed(0)
         torch.save(__import__("my_models").make_net().state_dict(), "best.pth")
