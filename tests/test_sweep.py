@@ -297,7 +297,7 @@ def test_a_picture_needs_matplotlib(here: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.slow
 def test_forty_architectures(tmp_path: Path) -> None:
-    patterns = ["timm:*18*", "timm:*34*", "timm:*_atto*", "timm:*_pico*"]
+    patterns = ["timm:*18*", "timm:*34*", "timm:*_atto*", "timm:*_pico*", "timm:*_femto*"]
     result = run(*patterns, "--placement", "standard,inner", "--ratio", "8,16", "--json")
     rows = json.loads(result.stdout)
     models = list(dict.fromkeys(r["model"] for r in rows))
