@@ -109,7 +109,7 @@ class Terminal:
 
     def sweep(self, rows: Sequence[SweepRow], *, show_all: bool = False) -> None:
         """The costs; and on standard error, since it is of this run alone, how fast they came."""
-        from se_inject.many.tables import render, speed
+        from se_inject.many.sweep_table import render, speed
 
         self.progress.stop()
         if self.results:

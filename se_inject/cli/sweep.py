@@ -82,6 +82,6 @@ def sweep(
         for output in filter(None, (csv, plot)):
             screen.line(f"Written to {output}")
     if as_json:
-        from se_inject.many.tables import records
+        from se_inject.many.sweep_table import records
 
         click.echo(json.dumps(records(rows), indent=1))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from se_inject.guard import unwrap
-from se_inject.many import grid, pareto, tables
+from se_inject.many import grid, pareto, sweep_table
 from se_inject.many.pool import Failure, run
 from se_inject.many.sweep import Row, rows_of
 from se_inject.models.loading import Loaded, parse_model_args
@@ -79,7 +79,7 @@ def sweep(
         screen.advance(len(found), len(models), "architectures")
     rows = [row for spec in models for row in found[spec]]
     if csv is not None:
-        write_file(csv, tables.to_csv(rows))
+        write_file(csv, sweep_table.to_csv(rows))
     if plot is not None:
         write_file(plot, pareto.draw(rows, plot.suffix[1:]))
     return rows
