@@ -25,7 +25,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from se_inject.cli import main
-from se_inject.many import jobs, pool, summary
+from se_inject.many import csvfile, jobs, pool, summary
 from se_inject.many.jobs import Options, architecture, footprint, job_of, need
 from se_inject.many.manifest import Entry
 from se_inject.many.summary import Row
@@ -276,7 +276,7 @@ def test_cells_are_no_formulas_and_pages_hold_no_markup() -> None:
     evil = '=HYPERLINK("http://x")<script>alert(1)</script>\u202e'
     rows = [Row(1, evil, "+1", "-2", "failed", reason="@sum"), Row(2, "b", "m", "w", "converted", "javascript:a b")]
     cells = next(iter(list(csv.reader(io.StringIO(summary.to_csv(rows))))[1:]))
-    assert not any(cell.startswith(summary.FORMULA) for cell in cells) and cells[1] == f"'{evil}"
+    assert not any(cell.startswith(csvfile.FORMULA) for cell in cells) and cells[1] == f"'{evil}"
     page = summary.to_html(rows)
     assert "<script>" not in page and "\u202e" not in page and "&lt;script&gt;" in page
     assert 'href="javascript%3Aa%20b/report.html"' in page and "default-src &#39;none&#39;" in page

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -14,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from se_inject.files.layout import HTML
+from se_inject.many import csvfile
 from se_inject.report.html.page import render
 from se_inject.report.tables import count, percent, visible
 from se_inject.report.text import render_table
@@ -21,7 +20,6 @@ from se_inject.types import Report
 
 Status = Literal["converted", "done before", "to do", "failed"]
 SHOWN = 200  # characters of a reason on the terminal; the files have all of it
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "|")  # with which a cell begins that a spreadsheet would calculate
 
 
 @dataclass(frozen=True)
@@ -85,17 +83,8 @@ def _growth(row: Row) -> tuple[str, str, str]:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Every field of every row; no cell begins as a formula does, a ``'`` stands before it then."""
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([field.name for field in fields(Row)])
-    for row in rows:
-        writer.writerow([_cell(value) for value in asdict(row).values()])
-    return out.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    """Every field of every row."""
+    return csvfile.to_csv((field.name for field in fields(Row)), (asdict(row).values() for row in rows))
 
 
 def to_html(rows: Sequence[Row]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -12,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from se_inject.many import pareto
+from se_inject.many import csvfile, pareto
 from se_inject.many.sweep import Row
 from se_inject.report.tables import Group, count, plural
 from se_inject.report.text import render_groups, render_line, render_table
@@ -29,8 +27,6 @@ COSTS: dict[str, Callable[[Row], str]] = {
 }
 BASES = ("params", "MACs")
 MEDIANS = ("models", "blocks, median", "params added", "MACs added")
-# What a spreadsheet takes for a formula when a cell begins with it.
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def render(rows: Sequence[Row], console: Console, *, all: bool = False) -> None:
@@ -93,20 +89,14 @@ def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """One line for each row, numbers in full; a text that a spreadsheet would run begins with an apostrophe."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [*Row.__dataclass_fields__, "front"], lineterminator="\n")
-    writer.writeheader()
-    for row, record in zip(rows, records(rows), strict=True):
-        nothing = (None, 0) if row.failed else (None,)
-        writer.writerow({name: "" if value in nothing else _safe(value) for name, value in record.items()})
-    return out.getvalue()
+    """One line for each row, numbers in full; a model that failed has none."""
+    lines = ([_plain(v) for v in record.values()] for record in records(rows))
+    cells = ([v if v or not row.failed else None for v in line] for row, line in zip(rows, lines, strict=True))
+    return csvfile.to_csv((*Row.__dataclass_fields__, "front"), cells)
 
 
-def _safe(value: Any) -> Any:
-    if isinstance(value, str):
-        return f"'{value}" if value.startswith(FORMULA) else value
-    return f"{value:g}" if isinstance(value, float) else int(value)
+def _plain(value: Any) -> Any:
+    return f"{value:g}" if isinstance(value, float) else int(value) if isinstance(value, bool) else value
 
 
 def _cell(row: Row, field: str) -> str:
