@@ -26,8 +26,9 @@ from safetensors.torch import load_file
 
 from se_inject.cli import main
 from se_inject.many import csvfile, jobs, pool, summary
-from se_inject.many.jobs import Options, architecture, footprint, job_of, need
+from se_inject.many.jobs import Options, job_of
 from se_inject.many.manifest import Entry
+from se_inject.many.memory import architecture, footprint, need
 from se_inject.many.summary import Row
 from se_inject.rules.schema import Rules
 from se_inject.workflow.report import read_report

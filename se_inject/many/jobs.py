@@ -1,4 +1,4 @@
-"""A manifest's entry as a job: the key that recognises its output, the memory it needs, and the work itself."""
+"""A manifest's entry as a job: the key that recognises its output, and the work itself."""
 
 from __future__ import annotations
 
@@ -9,29 +9,24 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from se_inject import __version__
 from se_inject.blocks.custom import import_block
-from se_inject.checks.measure import measure
 from se_inject.files.filekind import locate, readable
 from se_inject.files.indexfile import read_index
 from se_inject.files.layout import REPORT
-from se_inject.guard import unwrap
 from se_inject.many import machine
 from se_inject.many.manifest import Entry
 from se_inject.models.zoos import ZOOS
-from se_inject.planning import survey
-from se_inject.rules.policies import needed
-from se_inject.rules.schema import Rules
 from se_inject.rules.schema import given as plain_rules
 from se_inject.types import Report, to_dict
 from se_inject.workflow.convert import convert
-from se_inject.workflow.given import inputs_from, load
 from se_inject.workflow.report import files_check, read_report
+from se_inject.workflow.screen import Listener
 
 
 @dataclass(frozen=True)
@@ -63,21 +58,6 @@ class Done:
     peak: int = 0  # bytes that the process had in memory at most
 
 
-@dataclass
-class Listener:
-    """A ``Screen`` of a process that nobody watches: it keeps the warnings."""
-
-    warnings: list[str] = field(default_factory=list)
-
-    def step(self, name: str) -> None: ...
-
-    def advance(self, done: int, total: int, unit: str) -> None: ...
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-
-# -- what it is -------------------------------------------------------------------------------------------------------
 def job_of(entry: Entry, folder: Path, options: Options) -> Job:
     """The job of an entry; its checkpoint is read for the hash. Raises ``LoadError`` when there is none."""
     files = _weight_files(entry.checkpoint) if entry.checkpoint is not None else []
@@ -140,60 +120,6 @@ def finished(folder: Path, report: Report) -> bool:
     return not any(check.passed is False for check in report.checks) and files_check(folder, report).passed is True
 
 
-# -- what it takes ----------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Architecture:
-    """What of an entry decides how much memory it takes: one for all checkpoints of a model."""
-
-    model: str
-    model_args: tuple[str, ...]
-    input_size: str
-    input_kind: str
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """Of an architecture, from a run of it without data."""
-
-    base: int  # bytes of a process that has traced and counted it: interpreter, libraries, modules, graph
-    weights: int  # bytes of parameters and buffers
-    activations: int  # bytes that one sample makes
-
-
-UNKNOWN = Footprint(1 << 30, 0, 0)  # of a model that does not run without data; its checkpoint is counted in any case
-
-
-def architecture(entry: Entry) -> Architecture:
-    return Architecture(entry.model, entry.model_args, entry.input_size, entry.input_kind)
-
-
-def footprint(of: Architecture) -> Footprint:
-    """Trace and count the model on the meta device. Meant for a process of its own, whose memory it reads."""
-    options = given(Entry(0, of.model, "", Rules(), of.model_args, input_size=of.input_size, input_kind=of.input_kind))
-    loaded = load(of.model, options, Listener(), weights_needed=False)
-    model = unwrap(loaded.model)
-    inputs = inputs_from(options, loaded)
-    survey(model, inputs, needed(("auto",)), 0)
-    cost = measure(model, inputs).cost
-    tensors = [*model.parameters(), *model.buffers()]
-    return Footprint(machine.resident("VmHWM"), sum(t.nbytes for t in tensors), cost.activation_bytes)
-
-
-def need(job: Job, found: Footprint) -> int:
-    """Bytes that a job takes at most.
-
-    That is what its process has anyway; the weights, twice, as what was written is read back, and once more for each
-    program that is exported; the file that they come from, which is read as a whole in torch's old format; what one
-    sample makes, and a quarter more for what functions between modules make; and some room.
-    """
-    exports = len(set(job.entry.formats) - {"safetensors", "adapter"})
-    return found.base + (2 + exports) * found.weights + job.size + found.activations * 5 // 4 + ROOM
-
-
-ROOM = 64 << 20  # bytes
-
-
-# -- the work ---------------------------------------------------------------------------------------------------------
 def given(entry: Entry, *, allow_pickle: bool = False) -> dict[str, Any]:
     """An entry as the options of ``se-inject convert``."""
     return {

@@ -1,17 +1,14 @@
 """A manifest: which models to convert, one entry a line, in YAML, JSON lines or CSV.
 
 It is data: nothing that it names is imported before the command line allowed it, and no checkpoint in it may run code.
-Paths in it are relative to its folder. One table, ``COLUMNS``, says what an entry takes.
+Paths in it are relative to its folder.
 """
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
 import re
-import shlex
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +17,13 @@ import yaml
 
 from se_inject.errors import RulesError, SEInjectError, closest
 from se_inject.files.formats import format_names
-from se_inject.files.jsonfile import parse
-from se_inject.models.zoos import ZOOS, parse_model_args
+from se_inject.many.columns import COLUMNS
+from se_inject.many.rows import READERS, read_text
+from se_inject.models.zoos import ZOOS
 from se_inject.rules import schema
 from se_inject.rules.rulefile import Loader
 from se_inject.rules.schema import Rules
-from se_inject.search.inputs import KINDS
 
-MAX_BYTES = 64 << 20
 SHOWN = 5  # lines with mistakes that are named
 SUMMARIES = ("summary.csv", "summary.html")  # stand beside the outputs
 RULE_FILES = (".yaml", ".yml", ".json")
@@ -53,78 +49,6 @@ class Entry:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Column:
-    """How the value of a column is read (raises ``ValueError`` or a refusal), and a sentence for the reference."""
-
-    read: Callable[[Any], Any]
-    doc: str
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"takes a text, found {value!r}")
-    return value.strip()
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, list):
-        raise ValueError(f"takes a text or a list of texts, found {value!r}")
-    return tuple(_text(part) for part in parts)
-
-
-def _flag(value: Any) -> bool:
-    words = {"true": True, "false": False}
-    found = words.get(value.strip().lower()) if isinstance(value, str) else value
-    if not isinstance(found, bool):
-        raise ValueError(f"takes true or false, found {value!r}")
-    return found
-
-
-def _number(value: Any) -> int:
-    found = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
-    if type(found) is not int or found < 0:
-        raise ValueError(f"takes a whole number from 0, found {value!r}")
-    return found
-
-
-def _sides(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else _text(value)
-
-
-def _kind(value: Any) -> str:
-    if value not in KINDS:
-        raise ValueError(f"{value!r} is not known.{closest(str(value), KINDS)}")
-    return str(value)
-
-
-def _args(value: Any) -> tuple[str, ...]:
-    pairs = shlex.split(value) if isinstance(value, str) else []
-    if not isinstance(value, str | dict):
-        raise ValueError(f"takes a mapping, or num_classes=10 in_chans=1, found {value!r}")
-    if isinstance(value, dict):
-        pairs = [f"{name}={item!r}" for name, item in value.items()]
-    return tuple(f"{name}={item!r}" for name, item in sorted(parse_model_args(pairs).items()))
-
-
-COLUMNS = {
-    "model": Column(_text, "`timm:NAME`, `torchvision:NAME`, or `pkg.module:factory` if `--factory` allows it"),
-    "model_args": Column(_args, "constructor options: a mapping, or `num_classes=10 in_chans=1`"),
-    "checkpoint": Column(_text, "a file, a folder, or a glob, which stands for one entry for each file"),
-    "pretrained": Column(_flag, "true: weights that the library downloads"),
-    "random_init": Column(_flag, "true: random weights, on purpose"),
-    "allow_missing": Column(_texts, "globs of keys that the checkpoint may lack"),
-    "ema": Column(_flag, "averaged (true) or raw weights, where a checkpoint has both"),
-    "input_size": Column(_sides, "`3,224,224`; default: the model's own configuration"),
-    "input_kind": Column(_kind, "`batch`, `list` or `pair`; default: what the model takes"),
-    "rules": Column(lambda value: value, "a mapping, the name of a placement or preset, or a YAML file"),
-    "formats": Column(_texts, "`safetensors,onnx`, ...; default `safetensors`"),
-    "seed": Column(_number, "of new weights and of the probe; default 0"),
-    "name": Column(_text, "of its folder, `{folder}-{stem}`, say; default `{stem}`, or `{model}` without a checkpoint"),
-}  # fmt: skip
-
-
 def read_manifest(path: Path, *, factories: Collection[str] = ()) -> tuple[Entry, ...]:
     """The entries of a manifest, in its order, globs expanded, each with a name of its own.
 
@@ -136,7 +60,7 @@ def read_manifest(path: Path, *, factories: Collection[str] = ()) -> tuple[Entry
         raise RulesError(f"{path}: a manifest is one of {', '.join(READERS)}, by its name.")
     entries: list[Entry] = []
     wrong: list[str] = []
-    for line, row in READERS[suffix](_read(path), path):
+    for line, row in READERS[suffix](read_text(path), path):
         try:
             entries += _entries(line, row, path.parent, factories)
         except (ValueError, SEInjectError) as error:
@@ -237,58 +161,3 @@ def _taken(entries: Iterable[Entry]) -> list[str]:
                 "tell them apart with a name, such as {folder}-{stem}."
             )
     return wrong
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise RulesError(f"{path}: larger than {MAX_BYTES >> 20} MiB.")
-        return data.decode("utf-8-sig")
-    except OSError as error:
-        raise RulesError(f"{path}: cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise RulesError(f"{path}: not UTF-8 text.") from error
-
-
-def _yaml(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    loader = Loader(text)
-    try:
-        node = loader.get_single_node()
-        if node is not None and not isinstance(node, yaml.SequenceNode):
-            raise RulesError(f"{path}: expected a list of entries, each '- model: timm:resnet18'.")
-        for item in node.value if node is not None else ():
-            yield item.start_mark.line + 1, loader.construct_object(item, deep=True)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise RulesError(f"{path}: not the YAML of a manifest: {' '.join(str(error).split())}") from error
-    finally:
-        loader.dispose()
-
-
-def _json_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    for line, row in enumerate(text.splitlines(), 1):
-        if row.strip():
-            try:
-                yield line, parse(row)
-            except (ValueError, RecursionError) as error:
-                raise RulesError(f"{path}: line {line} is not JSON: {error}.") from error
-
-
-def _csv(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        for row in rows:
-            if None in row or None in row.values():
-                raise RulesError(f"{path}: line {rows.line_num} has not as many cells as the header has columns.")
-            yield rows.line_num, row
-    except csv.Error as error:
-        raise RulesError(f"{path}: line {rows.line_num} is not CSV: {error}.") from error
-
-
-READERS: dict[str, Callable[[str, Path], Iterator[tuple[int, Any]]]] = {
-    ".yaml": _yaml,
-    ".yml": _yaml,
-    ".jsonl": _json_lines,
-    ".csv": _csv,
-}

@@ -15,8 +15,9 @@ from se_inject.errors import SEInjectError, WriteError
 from se_inject.files.layout import REPORT
 from se_inject.files.write import recover
 from se_inject.many import machine, pool, summary
-from se_inject.many.jobs import UNKNOWN, Job, Options, architecture, finished, footprint, job_of, need, run_job
+from se_inject.many.jobs import Job, Options, finished, job_of, run_job
 from se_inject.many.manifest import SUMMARIES, Entry, read_manifest
+from se_inject.many.memory import UNKNOWN, architecture, footprint, need
 from se_inject.many.pool import Failure
 from se_inject.many.summary import Row
 from se_inject.types import Report

@@ -16,7 +16,7 @@ from se_inject.search.inputs import resolve
 from se_inject.search.trace import uncollected
 from se_inject.workflow.given import inputs_from, rules_from, size_from, without_weights
 from se_inject.workflow.outputs import check_file, read_by, write_file
-from se_inject.workflow.screen import Screen
+from se_inject.workflow.screen import Listener, Screen
 
 PRELOAD = ("torch", "timm", "torchvision", "se_inject.workflow.sweep")
 WEIGHTLESS: dict[str, Any] = {
@@ -32,16 +32,6 @@ class Task:
     spec: str
     given: Mapping[str, Any]
     points: Sequence[grid.Point]
-
-
-class Unheard:
-    """The screen of a process that has none."""
-
-    def step(self, name: str) -> None: ...
-
-    def advance(self, done: int, total: int, unit: str) -> None: ...
-
-    def warn(self, text: str) -> None: ...
 
 
 def sweep(
@@ -94,4 +84,4 @@ def examine(task: Task) -> list[Row]:
         return rows_of(task.spec, model, inputs, task.points)
 
     with uncollected():  # its memory goes with the process
-        return without_weights(task.spec, task.given, Unheard(), look)
+        return without_weights(task.spec, task.given, Listener(), look)
