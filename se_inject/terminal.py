@@ -118,12 +118,15 @@ class Terminal:
             self.err.print(Text(speed(rows, time.monotonic() - self.began), "dim"))
 
     def summary(self, rows: tuple[BatchRow, ...]) -> None:
-        from se_inject.many.summary import headline, to_terminal
+        from se_inject.many.summary import failures, headline, to_terminal
 
         if self.results:
             self.progress.stop()
             to_terminal(rows, self.out)
             self._print(Text(headline(rows)))
+        elif self.quiet:  # errors are not quiet
+            for line in failures(rows):
+                self.err.print(Text(line), soft_wrap=True)
 
     def explanation(self, found: Explanation) -> None:
         from se_inject.search.explain import render

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from se_inject.cli import main
 from se_inject.many import csvfile, jobs, pool, summary
@@ -140,6 +141,96 @@ def test_a_damaged_output_is_not_taken_for_done(two: Path, damage: str) -> None:
         file.write_text(json.dumps(report))
     assert statuses(batch(two, code=1)) == {"net000": "failed", "net001": "done before"}
     assert statuses(batch(two, "--force"))["net000"] == "converted"
+
+
+def test_a_damaged_report_can_be_replaced(two: Path) -> None:
+    (two / "out" / "net000" / "report.json").write_text("{")
+    assert statuses(batch(two, code=1))["net000"] == "failed"
+    assert statuses(batch(two, "--force"))["net000"] == "converted"
+
+
+def test_checkpoints_that_swap_their_names_are_recognised(two: Path) -> None:
+    for old, new in (("net000", "third"), ("net001", "net000"), ("third", "net001")):
+        (two / f"{old}.pth").rename(two / f"{new}.pth")
+    rows = batch(two)
+    assert {name: (row["status"], row["folder"]) for name, row in rows.items()} == {
+        "net000": ("done before", "net001"),
+        "net001": ("done before", "net000"),
+    }
+    assert statuses(batch(two, "--force")) == {"net000": "converted", "net001": "converted"}
+    assert {name: row["folder"] for name, row in batch(two).items()} == {"net000": "net000", "net001": "net001"}
+
+
+def test_globs_do_not_stand_for_outputs(two: Path) -> None:
+    (two / "m.yaml").write_text(f'- {{{MODEL}, checkpoint: "**/*[hs]", name: "{{folder}}-{{stem}}"}}')
+    checkpoints(two / "a", 1)
+    assert len(statuses(batch(two))) == 3
+    assert len(statuses(batch(two))) == 3
+    save_file(randomise(Net()).state_dict(), two / "out" / "mine.safetensors")
+    assert len(statuses(batch(two))) == 4  # it is beside the outputs, and none of them
+
+
+@pytest.mark.parametrize("name", ["summary.csv", "summary.html"])
+def test_a_summary_of_somebody_else_stays(two: Path, name: str) -> None:
+    batch(two)
+    (two / "out" / name).write_text("precious")
+    result = CliRunner().invoke(main, ["batch", str(two / "m.yaml"), "-o", str(two / "out"), "--factory", "tests.tiny"])
+    assert result.exit_code == 1 and f"{name} exists" in result.stderr
+    assert (two / "out" / name).read_text() == "precious"
+    batch(two, "--force")
+    assert (two / "out" / name).read_text() != "precious"
+
+
+def test_quiet_is_not_silent_about_failures(two: Path) -> None:
+    (two / "net000.pth").write_bytes(b"no checkpoint")
+    command = ["batch", str(two / "m.yaml"), "-o", str(two / "out"), "--factory", "tests.tiny", "--quiet"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 1 and not result.stdout
+    assert result.stderr.startswith("net000 (line 1): ") and len(result.stderr.splitlines()) == 1
+
+
+def test_a_shard_that_is_missing_is_named(two: Path) -> None:
+    from benchmarks.bench import save_shards
+
+    save_shards(Net().state_dict(), two / "shards")
+    shard = sorted((two / "shards").glob("*.safetensors"))[-1]
+    shard.unlink()
+    (two / "m.yaml").write_text(f"- {{{MODEL}, checkpoint: shards}}")
+    assert shard.name in batch(two, code=1)["shards"]["reason"]
+
+
+def test_more_memory_than_planned_is_said(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints(two, 3)
+    monkeypatch.setattr("se_inject.workflow.batch.need", lambda job, found: 1)
+    command = ["batch", str(two / "m.yaml"), "-o", str(two / "out"), "--factory", "tests.tiny"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0 and re.search(
+        r"net002: took [\d.]+ GB of memory, planned were 0\.00 GB", result.stderr
+    )
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_summary_and_nothing_half_written(tmp_path: Path) -> None:
+    checkpoints(tmp_path, 40)
+    (tmp_path / "m.yaml").write_text(f'- {{{MODEL}, checkpoint: "*.pth"}}')
+    command = [sys.executable, "-m", "se_inject", "batch", "m.yaml", "-o", "out", "--factory", "tests.tiny"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    running = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while len(list(tmp_path.glob("out/net*"))) < 4:
+        assert running.poll() is None
+        time.sleep(0.01)
+    os.killpg(running.pid, signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 1 and "the same command does what is left" in said and "Traceback" not in said
+    assert not list(tmp_path.glob("out/.*"))
+    with (tmp_path / "out" / "summary.csv").open(newline="") as file:
+        counts = Counter(row["status"] for row in csv.DictReader(file))
+    done = len(list(tmp_path.glob("out/net*")))
+    assert counts["to do"] > 0 and 0 < counts["converted"] <= done and counts.total() == 40
+    rows = batch(tmp_path)
+    assert Counter(statuses(rows).values()) == {"done before": done, "converted": 40 - done}
 
 
 def test_the_same_job_under_two_names_is_done_for_each(two: Path) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from se_inject.errors import closest
+from se_inject.errors import RulesError, closest
 from se_inject.models.zoos import parse_model_args
 from se_inject.search.inputs import KINDS
+from se_inject.workflow.given import size_from
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,19 @@ def _number(value: Any) -> int:
 
 
 def _sides(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else _text(value)
+    text = ",".join(map(str, value)) if isinstance(value, list) else _text(value)
+    try:
+        size_from(text)
+    except RulesError as error:  # it speaks of an option
+        raise ValueError(f"{text!r}: expected whole numbers above 0, such as 3,224,224") from error
+    return text
 
 
 def _kind(value: Any) -> str:
-    if value not in KINDS:
-        raise ValueError(f"{value!r} is not known.{closest(str(value), KINDS)}")
-    return str(value)
+    kind = _text(value)
+    if kind not in KINDS:
+        raise ValueError(f"{kind!r} is not known.{closest(kind, KINDS)}")
+    return kind
 
 
 def _args(value: Any) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -16,9 +16,9 @@ from typing import Any
 
 from se_inject import __version__
 from se_inject.blocks.custom import import_block
+from se_inject.errors import SEInjectError
 from se_inject.files.filekind import locate, readable
 from se_inject.files.indexfile import read_index
-from se_inject.files.layout import REPORT
 from se_inject.many import machine
 from se_inject.many.manifest import Entry
 from se_inject.models.zoos import ZOOS
@@ -115,9 +115,14 @@ def _source(module: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def finished(folder: Path, report: Report) -> bool:
-    """Whether the output of this report was checked, and has its files as they were written."""
-    return not any(check.passed is False for check in report.checks) and files_check(folder, report).passed is True
+def output_of(keys: Collection[str], folder: Path) -> Report | None:
+    """The report in a folder that a job of one of these keys wrote, if it passed its checks and its files are whole."""
+    try:
+        report = read_report(folder)
+    except SEInjectError:  # not ours, or damaged
+        return None
+    wrong = any(check.passed is False for check in report.checks)
+    return report if report.source.get("job") in keys and not wrong and files_check(folder, report).passed else None
 
 
 def given(entry: Entry, *, allow_pickle: bool = False) -> dict[str, Any]:
@@ -146,10 +151,8 @@ def run_job(job: Job) -> Done:
 
     A job that is run again because a node was lost may have been done there: its folder is then recognised.
     """
-    if (job.folder / REPORT).is_file():
-        report = read_report(job.folder)
-        if report.source.get("job") == job.key and finished(job.folder, report):
-            return Done(report)
+    if (report := output_of({job.key}, job.folder)) is not None:
+        return Done(report)
     for name in job.options.blocks:
         import_block(name)
     listener = Listener()

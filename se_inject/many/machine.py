@@ -20,7 +20,7 @@ def cores() -> int:
 
 def memory() -> int:
     """Bytes that processes of ours may take together: ``MARGIN`` of what is available, here and in the cgroup."""
-    free = [_field(_read(MEMINFO), "MemAvailable:") * 1024]
+    free = [_field(_read(MEMINFO), "MemAvailable:") * 1024 or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     limit, used = _read(CGROUP / "memory.max"), _read(CGROUP / "memory.current")
     if limit.isdigit() and used.isdigit():
         cached = _field(_read(CGROUP / "memory.stat"), "inactive_file")  # given back when it is needed

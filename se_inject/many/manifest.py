@@ -17,15 +17,17 @@ import yaml
 
 from se_inject.errors import RulesError, SEInjectError, closest
 from se_inject.files.formats import format_names
+from se_inject.files.layout import PLAN, REPORT
 from se_inject.many.columns import COLUMNS
 from se_inject.many.rows import READERS, read_text
-from se_inject.models.zoos import ZOOS
+from se_inject.many.summary import SUMMARIES
+from se_inject.models.zoos import ZOOS, check_known, split_spec
 from se_inject.rules import schema
 from se_inject.rules.rulefile import Loader
 from se_inject.rules.schema import Rules
 
 SHOWN = 5  # lines with mistakes that are named
-SUMMARIES = ("summary.csv", "summary.html")  # stand beside the outputs
+LONGEST = 200  # bytes of a name; file systems take 255, and a run adds some of its own
 RULE_FILES = (".yaml", ".yml", ".json")
 
 
@@ -49,11 +51,12 @@ class Entry:
     seed: int = 0
 
 
-def read_manifest(path: Path, *, factories: Collection[str] = ()) -> tuple[Entry, ...]:
+def read_manifest(path: Path, *, factories: Collection[str] = (), output: Path | None = None) -> tuple[Entry, ...]:
     """The entries of a manifest, in its order, globs expanded, each with a name of its own.
 
-    ``factories``: ``pkg.module:factory`` or ``pkg.module`` that entries may name. Raises ``RulesError`` that lists the
-    lines with mistakes, before anything is done.
+    ``factories``: ``pkg.module:factory`` or ``pkg.module`` that entries may name. ``output``: where the outputs go; a
+    glob does not stand for those that are there. Raises ``RulesError`` that lists the lines with mistakes, before
+    anything is done.
     """
     suffix = path.suffix.lower()
     if suffix not in READERS:
@@ -62,7 +65,7 @@ def read_manifest(path: Path, *, factories: Collection[str] = ()) -> tuple[Entry
     wrong: list[str] = []
     for line, row in READERS[suffix](read_text(path), path):
         try:
-            entries += _entries(line, row, path.parent, factories)
+            entries += _entries(line, row, path.parent, factories, output)
         except (ValueError, SEInjectError) as error:
             wrong.append(f"line {line}: {str(error).rstrip('.')}.")
     wrong += _taken(entries)
@@ -74,7 +77,7 @@ def read_manifest(path: Path, *, factories: Collection[str] = ()) -> tuple[Entry
     return tuple(entries)
 
 
-def _entries(line: int, row: Any, folder: Path, factories: Collection[str]) -> Iterable[Entry]:
+def _entries(line: int, row: Any, folder: Path, factories: Collection[str], output: Path | None) -> Iterable[Entry]:
     if not isinstance(row, Mapping):
         raise ValueError(f"expected a mapping of columns to values, found {type(row).__name__}")
     values: dict[str, Any] = {}
@@ -98,14 +101,16 @@ def _entries(line: int, row: Any, folder: Path, factories: Collection[str]) -> I
     if "formats" in values:
         values["formats"] = format_names(values["formats"])
     name = values.pop("name", "")
-    files = _files(folder, values.pop("checkpoint")) if "checkpoint" in values else [None]
+    files = _files(folder, values.pop("checkpoint"), output) if "checkpoint" in values else [None]
     entries = [Entry(line, name="", checkpoint=file, **values) for file in files]
     return [replace(entry, name=_name(name, entry)) for entry in entries]
 
 
 def _allowed(model: str, factories: Collection[str]) -> None:
-    zoo = model.partition(":")[0]
-    if ":" in model and zoo not in ZOOS and not {zoo, model} & set(factories):
+    zoo, name = split_spec(model)
+    if zoo in ZOOS:
+        check_known(zoo, name)
+    elif not {zoo, model} & set(factories):
         raise ValueError(f"{model} is code, which a manifest may not run; allow it with --factory {model}")
 
 
@@ -123,14 +128,24 @@ def _rules(value: Any, folder: Path) -> Rules:
     return schema.read(value)
 
 
-def _files(folder: Path, text: str) -> list[Path]:
-    """The path, or the files that a glob stands for; with ``**`` in all folders below."""
+def _files(folder: Path, text: str, output: Path | None) -> list[Path]:
+    """The path, or the files that a glob stands for; with ``**`` in all folders below, and none of our own outputs."""
     if not glob.has_magic(text) or (folder / text).exists():
         return [folder / text]
-    found = sorted(glob.glob(text, root_dir=folder, recursive=True))
+    found = sorted(
+        name for name in glob.glob(text, root_dir=folder, recursive=True) if not _ours(folder / name, output)
+    )
     if not found:
         raise ValueError(f"checkpoint: {text!r} matches no file in {folder}")
     return [folder / name for name in found]
+
+
+def _ours(path: Path, output: Path | None) -> bool:
+    """Whether a path is in an output folder that an earlier run of the same command wrote, or is one."""
+    if output is None or not path.resolve().is_relative_to(output.resolve()):
+        return False
+    within = path.resolve().relative_to(output.resolve()).parts
+    return bool(within) and all((output / within[0] / file).is_file() for file in (PLAN, REPORT))
 
 
 def _name(template: str, entry: Entry) -> str:
@@ -144,7 +159,7 @@ def _name(template: str, entry: Entry) -> str:
     for part, text in parts.items():
         name = name.replace(f"{{{part}}}", text)
     name = re.sub(r"[^\w.+@-]+", "-", name).strip("-.")
-    if not name or name.casefold() in SUMMARIES:
+    if not name or name.casefold() in SUMMARIES or len(name.encode()) > LONGEST:
         raise ValueError(f"name: {template or name!r} cannot be that of an output folder")
     return name
 

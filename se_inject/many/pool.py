@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import forkserver, resource_tracker
@@ -59,7 +59,7 @@ def run(
     needs: Callable[[T], int] | None = None,
     limit: int | None = None,
     preload: Iterable[str] = PRELOAD,
-) -> Iterator[tuple[T, R | Failure]]:
+) -> Generator[tuple[T, R | Failure], None, None]:
     """Each task with what ``work`` made of it, or a ``Failure``, in the order in which they end.
 
     ``work`` is a function of a module, as tasks and results are pickled. One failure does not stop the rest.
@@ -113,7 +113,7 @@ def _pass(
     cores: int,
     needs: Callable[[T], int],
     limit: int,
-) -> Iterator[tuple[T, R | Failure]]:
+) -> Generator[tuple[T, R | Failure], None, None]:
     workers = max(1, min(workers, len(waiting)))
     running: dict[Connection, _Running[T]] = {}
     try:

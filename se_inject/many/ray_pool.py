@@ -10,11 +10,12 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, TypeVar
 
 from se_inject.errors import LoadError
 from se_inject.many.pool import Failure, attempt, gigabytes
+from se_inject.models.factories import one_line
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -23,14 +24,14 @@ RETRIES = 3
 
 def run(
     tasks: Iterable[T], work: Callable[[T], R], *, address: str, needs: Callable[[T], int] | None = None
-) -> Iterator[tuple[T, R | Failure]]:
+) -> Generator[tuple[T, R | Failure], None, None]:
     """As ``pool.run``: each task with its result or a ``Failure``, as they end; one core and ``needs`` bytes for each.
 
     ``address``: of the cluster, ``auto`` or ``host:port``. Raises ``LoadError`` when it cannot be reached.
     """
     try:
         import ray
-        from ray.exceptions import RayError
+        from ray.exceptions import RayError, RayTaskError
     except ImportError as error:
         raise LoadError("--ray needs ray: pip install se_inject[ray].") from error
     if not ray.is_initialized():  # and stays so until the process ends: the next tasks go to the same cluster
@@ -57,6 +58,8 @@ def run(
                 task = running.pop(ended)
                 try:
                     yield task, ray.get(ended)
+                except RayTaskError as error:  # of ours, before the work: a folder that the node does not see
+                    yield task, Failure(f"cannot start on its node: {one_line(error.cause or error)}")
                 except RayError as error:
                     line = next(iter(str(error).strip().splitlines()), "")
                     yield task, Failure(f"lost, {RETRIES + 1} times: {type(error).__name__}: {line}")

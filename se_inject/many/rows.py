@@ -56,6 +56,9 @@ def _json_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
 def _csv(text: str, path: Path) -> Iterator[tuple[int, Any]]:
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
+        columns = rows.fieldnames or []
+        if twice := next((name for name in columns if columns.count(name) > 1), None):
+            raise RulesError(f"{path}: the header names the column {twice!r} twice.")
         for row in rows:
             if None in row or None in row.values():
                 raise RulesError(f"{path}: line {rows.line_num} has not as many cells as the header has columns.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import quote
 
@@ -19,6 +20,7 @@ from se_inject.report.text import render_table
 from se_inject.types import Report
 
 Status = Literal["converted", "done before", "to do", "failed"]
+KICKER = "se_inject batch"  # stands above the page
 SHOWN = 200  # characters of a reason on the terminal; the files have all of it
 
 
@@ -67,10 +69,17 @@ def to_terminal(rows: Sequence[Row], console: Console) -> None:
     """One line for each entry, then one for each failure."""
     columns = ("name", "model", "result", "blocks", "parameters", "MACs")
     render_table(console, columns, [(row.name, row.model, row.status, *_growth(row)) for row in rows], numbers=3)
-    for row in rows:
-        if row.status == "failed":
-            reason = textwrap.shorten(visible(row.reason), SHOWN, placeholder=" ...")
-            console.print(Text(f"{row.name} (line {row.line}): {reason}"), soft_wrap=True)
+    for line in failures(rows):
+        console.print(Text(line), soft_wrap=True)
+
+
+def failures(rows: Sequence[Row]) -> list[str]:
+    """A line for each entry that failed, with its reason."""
+    return [
+        f"{row.name} (line {row.line}): {textwrap.shorten(visible(row.reason), SHOWN, placeholder=' ...')}"
+        for row in rows
+        if row.status == "failed"
+    ]
 
 
 def _growth(row: Row) -> tuple[str, str, str]:
@@ -91,4 +100,18 @@ def to_html(rows: Sequence[Row]) -> str:
     """A page that fetches nothing, with a link to the report of each output in its folder."""
     shown = [(row, quote(f"{row.folder}/{HTML}") if row.folder else "", _growth(row)) for row in rows]
     failed = [row for row in rows if row.status == "failed"]
-    return render("summary.html.j2", {"headline": headline(rows), "rows": shown, "failed": failed})
+    return render("summary.html.j2", {"kicker": KICKER, "headline": headline(rows), "rows": shown, "failed": failed})
+
+
+SUMMARIES = {"summary.csv": to_csv, "summary.html": to_html}  # stand beside the outputs
+
+
+def is_ours(file: Path) -> bool:
+    """Whether a file of one of these names was written by ``to_csv`` or ``to_html``."""
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(1 << 16)
+    except OSError:
+        return False
+    heads = {".csv": ",".join(field.name for field in fields(Row)), ".html": KICKER}
+    return heads[file.suffix].encode() in start

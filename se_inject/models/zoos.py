@@ -228,6 +228,14 @@ def _network_reason(error: BaseException) -> str:
     return one_line(getattr(error, "reason", None) or error)
 
 
+@functools.cache  # of those that are known: a refusal is not kept
+def check_known(zoo: str, name: str) -> None:
+    """Raise ``LoadError`` when the zoo has no model of this name, which for timm may end with a tag of weights."""
+    known = known_models()
+    if f"{zoo}:{name.partition('.')[0]}" not in known:
+        raise LoadError(f"no model is called {zoo}:{name}.{closest(f'{zoo}:{name}', known)}")
+
+
 def known_models() -> list[str]:
     """Specs of every model of the installed libraries, ``timm:resnet18`` and so on, sorted."""
     found: list[str] = []

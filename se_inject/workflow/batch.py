@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from se_inject.blocks.custom import import_block
 from se_inject.errors import SEInjectError, WriteError
 from se_inject.files.layout import REPORT
 from se_inject.files.write import recover
 from se_inject.many import machine, pool, summary
-from se_inject.many.jobs import Job, Options, finished, job_of, run_job
-from se_inject.many.manifest import SUMMARIES, Entry, read_manifest
+from se_inject.many.jobs import Job, Options, job_of, output_of, run_job
+from se_inject.many.manifest import Entry, read_manifest
 from se_inject.many.memory import UNKNOWN, architecture, footprint, need
-from se_inject.many.pool import Failure
-from se_inject.many.summary import Row
+from se_inject.many.pool import Failure, gigabytes
+from se_inject.many.summary import SUMMARIES, Row
 from se_inject.types import Report
 from se_inject.workflow.outputs import check_file, write_file
-from se_inject.workflow.report import read_report
 from se_inject.workflow.screen import Screen
 
-Run = Callable[..., Iterator[tuple[Any, Any]]]  # pool.run, or what does the same elsewhere
+T = TypeVar("T")
+R = TypeVar("R")
+Run = Callable[..., Generator[tuple[Any, Any], None, None]]  # pool.run, or what does the same elsewhere
 TAKEN = (
     "{} exists, and is not this output: it has other weights, rules or versions, or was changed; "
     "give the entry another name, or replace what is there with --force"
@@ -53,10 +54,10 @@ def batch(
     screen.step("manifest")
     for name in options.blocks:
         import_block(name)
-    entries = read_manifest(manifest, factories=factories)
+    entries = read_manifest(manifest, factories=factories, output=output)
     if dry_run:
         return tuple(_decided(entries, manifest, output, options, screen)[0].values())
-    _prepare(output, entries, manifest)
+    _prepare(output, entries, manifest, options.force)
     if ray is None:
         pool.start_server()  # it has its imports done by the time that the hashes are
         run: Run = partial(pool.run, workers=workers, limit=machine.memory() if memory is None else memory)
@@ -68,30 +69,41 @@ def batch(
     screen.step("memory needed")
     needs = _needs(todo, run, screen)
     screen.step("convert")
-    for done, (job, outcome) in enumerate(run(todo, run_job, needs=lambda job: needs[job.entry.name]), 1):
-        name = job.entry.name
-        if isinstance(outcome, Failure):
-            rows[name] = replace(rows[name], status="failed", reason=outcome.reason)
-        else:
-            rows[name] = replace(rows[name], status="converted", folder=name, **summary.figures(outcome.report))
-            for text in outcome.warnings:
-                screen.warn(f"{name}: {text}")
-        screen.advance(done, len(todo), "models")
-    made = tuple(rows.values())
-    for file, text in zip(SUMMARIES, (summary.to_csv(made), summary.to_html(made)), strict=True):
-        write_file(output / file, text)
-    return made
+    outcomes = run(todo, run_job, needs=lambda job: needs[job.entry.name])
+    try:
+        for done, (job, outcome) in enumerate(outcomes, 1):
+            name = job.entry.name
+            if isinstance(outcome, Failure):
+                rows[name] = replace(rows[name], status="failed", reason=outcome.reason)
+            else:
+                rows[name] = replace(rows[name], status="converted", folder=name, **summary.figures(outcome.report))
+                for text in (*outcome.warnings, *_memory_missed(outcome.peak, needs[name])):
+                    screen.warn(f"{name}: {text}")
+            screen.advance(done, len(todo), "models")
+    except KeyboardInterrupt:
+        screen.warn("stopped; the same command does what is left")
+        raise
+    finally:  # a summary of what there is, and nothing half-written, whatever stopped us
+        outcomes.close()
+        recover(output, rows)
+        for file, render in SUMMARIES.items():
+            write_file(output / file, render(tuple(rows.values())))
+    return tuple(rows.values())
 
 
-def _prepare(output: Path, entries: Iterable[Entry], manifest: Path) -> None:
-    """The folder, without what killed runs left in it."""
+def _memory_missed(peak: int, planned: int) -> list[str]:
+    return [f"took {gigabytes(peak)} of memory, planned were {gigabytes(planned)}"] if peak > planned else []
+
+
+def _prepare(output: Path, entries: Iterable[Entry], manifest: Path, force: bool) -> None:
+    """The folder, without what killed runs left in it. A summary that a batch wrote gives way to the next."""
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WriteError(f"cannot write {output}: {error.strerror}.") from error
     recover(output, [entry.name for entry in entries])
     for file in SUMMARIES:
-        check_file(output / file, True, [manifest])
+        check_file(output / file, force or summary.is_ours(output / file), [manifest])
 
 
 def _decided(
@@ -99,10 +111,9 @@ def _decided(
 ) -> tuple[dict[str, Row], list[Job]]:
     """Name -> the row of every entry, and the jobs that are to be done."""
     screen.step("hashes")
-    with ThreadPoolExecutor(machine.cores()) as threads:  # hashing leaves the interpreter to others
-        found = list(threads.map(partial(_job, output=output, options=options), entries))
+    found = _each(entries, partial(_job, output=output, options=options), screen, "entries")
     jobs = [job for job in found if isinstance(job, Job)]
-    earlier = _earlier(output, jobs)
+    earlier = _earlier(output, jobs, options.force, screen)
     rows: dict[str, Row] = {}
     todo: list[Job] = []
     for entry, job in zip(entries, found, strict=True):
@@ -121,13 +132,23 @@ def _decided(
     return rows, todo
 
 
+def _each(items: Sequence[T], work: Callable[[T], R], screen: Screen, unit: str) -> list[R]:
+    """``work`` on each, in threads: hashing leaves the interpreter to others."""
+    found: list[R] = []
+    with ThreadPoolExecutor(machine.cores()) as threads:
+        for result in threads.map(work, items):
+            found.append(result)
+            screen.advance(len(found), len(items), unit)
+    return found
+
+
 def _job(entry: Entry, output: Path, options: Options) -> Job | Failure:
     try:
         return job_of(entry, output / entry.name, options)
     except SEInjectError as error:
         return Failure(str(error))
     except OSError as error:
-        return Failure(f"{entry.checkpoint}: cannot be read: {error.strerror}")
+        return Failure(f"{error.filename or entry.checkpoint}: cannot be read: {error.strerror}")
 
 
 def _weights(entry: Entry, manifest: Path) -> str:
@@ -137,27 +158,26 @@ def _weights(entry: Entry, manifest: Path) -> str:
     return str(entry.checkpoint.relative_to(manifest.parent)) if inside else entry.checkpoint.name
 
 
-def _earlier(output: Path, jobs: Sequence[Job]) -> dict[str, tuple[str, Report]]:
+def _earlier(output: Path, jobs: Sequence[Job], force: bool, screen: Screen) -> dict[str, tuple[str, Report]]:
     """Name of an entry -> the folder and the report of its output, if it is there: by the key, under any name.
 
-    A folder that has the name of an entry is that entry's alone; one that was renamed goes to the first that fits.
+    First each entry has the folder of its own name, then one that was renamed; with ``force`` none of another entry,
+    which may be replaced.
     """
-    names = {job.entry.name for job in jobs}
-    keys = {job.key for job in jobs}
+    names, keys = {job.entry.name for job in jobs}, {job.key for job in jobs}
+    folders = [path.parent for path in sorted(output.glob(f"*/{REPORT}"))]
     held: dict[str, list[tuple[str, Report]]] = {}
-    for path in sorted(output.glob(f"*/{REPORT}")):
-        try:
-            report = read_report(path.parent)
-        except SEInjectError:  # not ours, or damaged
-            continue
-        if (key := report.source.get("job")) in keys and finished(path.parent, report):
-            held.setdefault(str(key), []).append((path.parent.name, report))
+    for folder, report in zip(folders, _each(folders, partial(output_of, keys), screen, "outputs"), strict=True):
+        if report is not None:
+            held.setdefault(str(report.source["job"]), []).append((folder.name, report))
     found: dict[str, tuple[str, Report]] = {}
-    for job in jobs:
-        fits = [pair for pair in held.get(job.key, ()) if pair[0] == job.entry.name or pair[0] not in names]
-        if fits:
-            found[job.entry.name] = min(fits, key=lambda pair: pair[0] != job.entry.name)
-            held[job.key].remove(found[job.entry.name])
+    for own in (True, False):
+        for job in jobs:
+            name, there = job.entry.name, held.get(job.key, [])
+            fits = [pair for pair in there if (pair[0] == name if own else not (force and pair[0] in names))]
+            if fits and name not in found:
+                found[name] = fits[0]
+                there.remove(fits[0])
     return found
 
 
