@@ -496,7 +496,7 @@ def test_a_lost_node_of_a_ray_cluster_costs_nothing(cluster: Any, tmp_path: Path
 
     class Killer(Terminal):
         def advance(self, done: int, total: int, unit: str) -> None:
-            if done == 12:
+            if (done, unit) == (12, "models"):
                 cluster.remove_node(cluster.extra, allow_graceful=False)
 
     with Killer(quiet=True) as screen:
