@@ -221,6 +221,23 @@ class Classifier(Net):
         return self.last if self.found is None else self.found(self)
 
 
+class Heads(nn.Module):
+    """A residual block, and layers behind it that take what is pooled."""
+
+    def __init__(self, **layers: nn.Module) -> None:
+        super().__init__()
+        self.body, self.mix = Residual(3), nn.Conv2d(3, 5, 1)
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.names = tuple(layers)
+
+    def forward(self, x: torch.Tensor) -> list[Any]:
+        pooled = self.mix(self.body(x)).mean((2, 3)) if x.ndim == 4 else x
+        layers = [self.get_submodule(name) for name in self.names]
+        flat = [part for layer in layers for part in (layer if isinstance(layer, nn.ModuleList) else [layer])]
+        return [layer(pooled) for layer in flat]
+
+
 @pytest.mark.parametrize(
     ("make", "head"),
     [
@@ -228,6 +245,8 @@ class Classifier(Net):
         (Classifier, {"last"}),
         (lambda: Classifier(lambda model: (model.last, model.second)), {"last", "second"}),  # of distilled models
         (lambda: nn.Sequential(Residual(3), nn.Flatten(), nn.Linear(768, 2), nn.ReLU()), {"2"}),
+        (lambda: Heads(out=nn.Linear(5, 2)), {"out"}),
+        (lambda: Heads(out=nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2))), {"out.2"}),
     ],
 )
 def test_the_head_is_found(make: Any, head: set[str]) -> None:
@@ -242,8 +261,20 @@ def test_the_head_is_found(make: Any, head: set[str]) -> None:
         lambda: nn.Sequential(Residual(3)),
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(768, 768), nn.Unflatten(1, (3, 16, 16)), Residual(3)),
         lambda: Classifier(lambda model: nn.Identity()),
+        lambda: Heads(cls_score=nn.Linear(5, 3), bbox_pred=nn.Linear(5, 4)),
+        lambda: Heads(a=nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 3)), b=nn.Sequential(nn.Linear(5, 4), nn.ReLU())),
+        lambda: Heads(predictor=Heads(cls_score=nn.Linear(5, 3), bbox_pred=nn.Linear(5, 4))),
+        lambda: Heads(outs=nn.ModuleList([nn.Linear(5, 3), nn.Linear(5, 4)])),
     ],
-    ids=["none", "a linear layer before others", "timm's without classes"],
+    ids=[
+        "none",
+        "a linear layer before others",
+        "timm's without classes",
+        "two",
+        "two ends",
+        "inside a part",
+        "a list",
+    ],
 )
 def test_no_head(make: Any) -> None:
     model = inject(make(), verify=False).model

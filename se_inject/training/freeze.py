@@ -27,10 +27,10 @@ def freeze_base(model: nn.Module, train_head: bool | str | Iterable[str] = True)
     """Freeze all but the inserted blocks and the head, in place; a later ``.train()`` leaves the base's norms in eval.
 
     ``train_head``: True finds the head (timm's ``get_classifier()``, a child ``fc``, ``classifier``, ``head`` or
-    ``heads``, or a last layer that is an ``nn.Linear``), a path or several name what trains beside the blocks, False
-    leaves it frozen. Norms with running statistics neither use nor learn those of a batch; dropout and stochastic depth
-    of the base go on as the mode says. Freezing again starts anew. Raises ``SEInjectError`` when there is no inserted
-    block, no head, no module of that path, or a ``DistributedDataParallel`` around the model.
+    ``heads``, or the one ``nn.Linear`` that the model ends with), a path or several name what trains beside the
+    blocks, False leaves it frozen. Norms with running statistics neither use nor learn those of a batch; dropout and
+    stochastic depth of the base go on as the mode says. Freezing again starts anew. Raises ``SEInjectError`` when there
+    is no inserted block, no head, no module of that path, or a ``DistributedDataParallel`` around the model.
 
     >>> freeze_base(result.model, train_head="fc")
     """

@@ -33,7 +33,7 @@ def _find_head(model: nn.Module) -> list[nn.Module]:
         offered = list(found) if isinstance(found, tuple | list) else [found]
     else:
         offered = [child for name, child in model.named_children() if name in NAMES] or _last_linear(model)
-    head = [module for module in offered if isinstance(module, nn.Module) and any(True for _ in module.parameters())]
+    head = [module for module in offered if isinstance(module, nn.Module) and _learns(module)]
     if not head:
         raise SEInjectError(
             f"found no head in {type(model).__name__}: say which modules train beside the blocks "
@@ -43,6 +43,20 @@ def _find_head(model: nn.Module) -> list[nn.Module]:
 
 
 def _last_linear(model: nn.Module) -> list[nn.Module]:
-    """The last layer that has parameters, if it is linear: a linear layer before others is no head."""
-    layers = [module for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
-    return [layer for layer in layers[-1:] if isinstance(layer, nn.Linear)]
+    """The last layer that has parameters, if it is linear and the model ends with it alone: a linear layer before
+    others is no head, one inside a part, or of several (classes and boxes), may be half of one.
+    """
+    parts = [model] if isinstance(model, nn.Sequential) else [part for part in model.children() if _learns(part)]
+    ends = [end for end in map(_end, parts) if isinstance(end, nn.Linear)]
+    return [end for end in ends if len(ends) == 1 and end is _end(parts[-1])]
+
+
+def _end(part: nn.Module) -> nn.Module:
+    """The last module that has parameters in a sequence, of sequences too; any other module is its own end."""
+    while isinstance(part, nn.Sequential) and (inner := [child for child in part if _learns(child)]):
+        part = inner[-1]
+    return part
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
