@@ -138,7 +138,8 @@ def save(
     ``adapter``, ``pt2``, ``onnx`` and ``timm``, a list or with commas. ``max_shard_size``: bytes or ``"5GB"``, above
     which ``model.safetensors`` becomes several files; None is no limit. ``source``: where the weights came from, for
     the report. ``inputs``: files that the output must not touch. A model that was trained meanwhile is saved as it is,
-    and the report says so. Raises ``WriteError``, ``VerifyError``.
+    and the report says so. Raises ``WriteError``, ``VerifyError``, and ``SpliceError`` for a block that was taken
+    out by hand.
 
     >>> save(result, "out", formats=("safetensors", "onnx"))
     """

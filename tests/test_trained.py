@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 import se_inject
 from se_inject.checks import trained
 from se_inject.cli import main
+from se_inject.errors import SpliceError
 from tests.helpers import randomise
 
 SIZE, NAME, ARGUMENTS = (3, 64, 64), "resnet10t", {"num_classes": 3}
@@ -103,3 +105,25 @@ def test_without_checks_there_is_nothing_to_compare_with(tmp_path: Path) -> None
     train(result.model)
     assert trained.up_to_date(result.report, result.model, result.inputs) == result.report
     assert se_inject.save(result, tmp_path / "out").plan.trained is None
+
+
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize("other", [None, nn.Identity(), nn.Conv2d(64, 64, 1)])
+def test_a_block_taken_out_by_hand_is_not_saved(tmp_path: Path, other: nn.Module | None, check: bool) -> None:
+    result = injected(verify=check)
+    if other is None:
+        del result.model.layer1[0].se
+    else:
+        result.model.layer1[0].se = other
+    with pytest.raises(SpliceError, match=r"block layer1.0.se was replaced or removed .* se_inject.prune"):
+        se_inject.save(result, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_block_of_other_weights_is_saved(tmp_path: Path) -> None:
+    result = injected()
+    result.model.layer1[0].se = copy.deepcopy(result.model.layer1[0].se)
+    with torch.no_grad():
+        result.model.layer1[0].se.fc1.weight.add_(1)
+    se_inject.save(result, tmp_path / "out")
+    assert torch.equal(se_inject.load(tmp_path / "out").layer1[0].se.fc1.weight, result.model.layer1[0].se.fc1.weight)

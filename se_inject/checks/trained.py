@@ -5,22 +5,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from se_inject.checks import baseline
 from se_inject.checks.verify import same
+from se_inject.errors import SpliceError
 from se_inject.search.inputs import Inputs, dtype_of, from_shape
 from se_inject.surgery.splice import make_block
 from se_inject.types import Check, Plan, Report
+
+Tensors = dict[str, torch.Tensor]
 
 
 def up_to_date(report: Report, model: nn.Module, inputs: Inputs | None) -> Report:
     """The report, with what the model is now in its plan if it was trained after the checks, and a line that says so.
 
-    ``inputs``: the example that the blocks were inserted with. Without checks there is nothing to compare with.
+    ``inputs``: the example that the blocks were inserted with. Without checks there is nothing to compare with. Raises
+    ``SpliceError`` for a block that is not there any more.
     """
     plan = replace(report.plan, trained=None)
-    moved = [*moved_base(model, plan), *_moved_blocks(model, plan)] if plan.baseline.tensors else []
+    blocks = _blocks(model, plan)
+    moved = [*moved_base(model, plan), *_moved_blocks(blocks)] if plan.baseline.tensors else []
     if not moved:
         return replace(report, plan=plan)
     if plan.baseline.probe and inputs is not None:
@@ -55,15 +61,29 @@ def moved_base(model: nn.Module, plan: Plan) -> list[str]:
     ]
 
 
-def _moved_blocks(model: nn.Module, plan: Plan) -> list[str]:
-    """Tensors of the blocks that are not what they start from."""
-    moved = []
+def _blocks(model: nn.Module, plan: Plan) -> dict[str, tuple[Tensors, Tensors]]:
+    """Path of each block -> its tensors, and those that it starts from. Raises ``SpliceError`` for one that is gone."""
+    known = dict(model.named_modules(remove_duplicate=False))
+    found = {}
     for decision in plan.insertions:
-        block = model.get_submodule(decision.key)
-        own = block.state_dict()
-        start = make_block(decision, plan.seed, block).state_dict()
-        moved += [f"{decision.key}.{name}" for name in own if not same(own[name], start.get(name))]
-    return moved
+        block = known.get(decision.key, nn.Identity())
+        own, start = block.state_dict(), make_block(decision, plan.seed, block).state_dict()
+        if decision.key not in known or _shapes(own) != _shapes(start):
+            raise SpliceError(
+                f"the block {decision.key} was replaced or removed since it was inserted, and the plan cannot give "
+                "this model back: take blocks out with se_inject.prune or se_inject.remove."
+            )
+        found[decision.key] = own, start
+    return found
+
+
+def _moved_blocks(blocks: dict[str, tuple[Tensors, Tensors]]) -> list[str]:
+    """Tensors of the blocks that are not what they start from."""
+    return [f"{k}.{name}" for k, (own, start) in blocks.items() for name in own if not same(own[name], start[name])]
+
+
+def _shapes(state: Tensors) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}
 
 
 def absorbed(plan: Plan) -> set[str]:
