@@ -131,3 +131,18 @@ def test_without_matplotlib_the_plot_says_what_to_install(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(se_inject.SEInjectError, match=r"se_inject\[plot\]"):
         Gates(()).plot()
+
+
+@pytest.mark.parametrize("name", ["gates.xyz", "gates"])
+def test_a_plot_of_unknown_ending_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(se_inject.SEInjectError, match=rf"cannot write .*{name}: the ending is one of .*\.png, .*\.svg"):
+        Gates(()).plot(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+    Gates(()).plot(tmp_path / "gates.SVG")
+    assert (tmp_path / "gates.SVG").exists()
+
+
+def test_a_model_without_blocks_says_so() -> None:
+    found = se_inject.gates(nn.Conv2d(8, 8, 3), torch.randn(1, *SIZE))
+    assert str(found) == "no inserted blocks" and found._repr_html_() == "<p>no inserted blocks</p>"
+    assert "no inserted blocks" not in se_inject.gates(injected(), torch.randn(4, *SIZE))._repr_html_()

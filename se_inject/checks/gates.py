@@ -48,9 +48,10 @@ class Gates:
         return self.sites[index]
 
     def __str__(self) -> str:
+        from se_inject.report.tables import NO_BLOCKS
         from se_inject.report.text import as_text, render_gates
 
-        return as_text(lambda console: render_gates(self, console)) if self.sites else "no inserted blocks"
+        return as_text(lambda console: render_gates(self, console)) if self.sites else NO_BLOCKS
 
     def _repr_html_(self) -> str:
         from se_inject.report.html.notebook import gates
@@ -60,13 +61,14 @@ class Gates:
     def plot(self, path: str | Path | None = None) -> Figure:
         """A matplotlib figure: mean, standard deviation and range of each gate, and its dead and saturated channels.
 
-        ``path``: where to write it as well; the ending chooses the format. Raises ``SEInjectError`` without matplotlib.
+        ``path``: where to write it as well; the ending chooses the format. Raises ``SEInjectError`` without matplotlib,
+        and for a format that it does not write.
         """
-        from se_inject.report.plot import gates
+        from se_inject.report.plot import gates, write
 
         figure = gates(self)
         if path is not None:
-            figure.savefig(path)
+            write(figure, Path(path))
         return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from se_inject.errors import SEInjectError
@@ -37,3 +38,13 @@ def gates(shown: Iterable[GateStats]) -> Figure:
     for axes in (values, shares):
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     return figure
+
+
+def write(figure: Figure, path: Path) -> None:
+    """The figure as a file; the ending chooses the format. Raises ``SEInjectError`` for one that is not written."""
+    known = sorted(figure.canvas.get_supported_filetypes())
+    if path.suffix[1:].lower() not in known:
+        raise SEInjectError(
+            f"plot: cannot write {path}: the ending is one of {', '.join(f'.{kind}' for kind in known)}."
+        )
+    figure.savefig(path)

@@ -165,6 +165,7 @@ def total_rows(first: Cost, last: Cost) -> list[TotalRow]:
     return rows
 
 
+NO_BLOCKS = "no inserted blocks"
 GATE_COLUMNS = ("gate of", "range", "mean", "std", "min", "max", "dead", "saturated")
 GATES = (
     "Of the batch that was given. A channel is dead when the mean of its gate is below 0.1 of the range, and saturated "

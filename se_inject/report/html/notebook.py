@@ -48,6 +48,8 @@ def cost(shown: Cost) -> str:
 
 def gates(shown: Iterable[GateStats]) -> str:
     rows = tables.gate_rows(shown)
+    if not rows:
+        return str(_paragraph(tables.NO_BLOCKS))
     figures = [(row.block, *row.figures) for row in rows if row.figures]
     parts = [_table(tables.GATE_COLUMNS, figures)] if figures else []
     parts += [_paragraph(f"{row.block}: {row.note}") for row in rows if row.note]
