@@ -19,6 +19,13 @@ T = TypeVar("T")
 
 LARGEST_INPUT = 1 << 28  # values of one sample: 1 GiB
 
+DEFAULTS: dict[str, Any] = {  # of all options, for commands and callers that do not offer some
+    **dict.fromkeys(("model_arg", "allow_missing", "placement", "block_arg", "include", "exclude"), ()),
+    **dict.fromkeys(("pretrained", "random_init", "allow_pickle", "again"), False),
+    **dict.fromkeys(("checkpoint", "ema", "input_size", "input_kind", "plan_file"), None),
+    **dict.fromkeys(("rules", "block", "ratio", "init", "min_channels", "stages", "budget"), None),
+    "seed": 0,
+}
 RULE_OPTIONS = (
     "rules", "placement", "block", "block_arg", "ratio", "init", "include", "exclude", "min_channels", "stages",
     "budget", "again",
