@@ -109,7 +109,7 @@ def test_other_blocks_presets_and_budgets() -> None:
     points = [Point("", read(rules)) for rules in asked]
     rows = rows_of("m", model, resolve(model, (8, 8, 8)), points)
     assert [numbers(row) for row in rows] == [report(model, (8, 8, 8), rules) for rules in asked]
-    assert [(row.block, row.ratio) for row in rows] == [("eca", None), ("se", 16), ("se", 2), ("se", 2)]
+    assert [(row.block, row.ratio) for row in rows] == [("eca", None), ("se", 16), ("se", 2), ("se", None)]
     assert rows[3].blocks < rows[0].blocks == 4
 
 
@@ -130,6 +130,19 @@ def test_ratios_that_are_none(text: str) -> None:
 def test_points_that_come_to_the_same_are_one() -> None:
     both = [Point("", read({"block": block, "ratio": ratio})) for block in ("se", "eca") for ratio in (8, 16)]
     assert [(p.block, p.ratio) for p in grid.distinct(both)] == [("se", 8), ("se", 16), ("eca", None)]
+
+
+def test_a_budget_chooses_the_ratio() -> None:
+    rules = [{"ratio": ratio, "budget": {"params": share}} for ratio in (8, 16) for share in ("1%", "2%")]
+    points = grid.distinct(Point("", read({**one, "block": {"name": "se", "rd_ratio": 0.5}})) for one in rules)
+    assert [(p.rules.budget["params"], p.ratio) for p in points] == [(0.01, None), (0.02, None)]
+    without = [Point("", read({"ratio": ratio})) for ratio in (8, 16)]
+    assert grid.distinct(without) == tuple(without)
+
+
+def test_rules_files_of_one_name_are_told_apart() -> None:
+    assert grid.labels(["a/r.yaml", "b/r.yaml", ""]) == {"a/r.yaml": "a/r.yaml", "b/r.yaml": "b/r.yaml", "": ""}
+    assert grid.labels(["a/r.yaml", "a/r.yaml", "b/s.yaml"]) == {"a/r.yaml": "r.yaml", "b/s.yaml": "s.yaml"}
 
 
 def test_patterns_of_models() -> None:
@@ -289,6 +302,15 @@ def test_refused_in_one_line_before_anything_starts(
     (here / "there.csv").touch()
     result = run("sweep_nets:make", *options)
     assert result.exit_code == 1 and message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_rules_files_of_one_name_and_a_budget(here: Path) -> None:
+    for folder, share in (("a", "5%"), ("b", "10%")):
+        (here / folder).mkdir()
+        (here / folder / "r.yaml").write_text(f"budget: {{params: {share}}}")
+    result = run("sweep_nets:make", *SIZE, "--rules", "a/r.yaml,b/r.yaml", "--ratio", "2,4", "--json")
+    assert result.exit_code == 0, result.stderr or result.exception
+    assert [(r["rules"], r["ratio"]) for r in json.loads(result.stdout)] == [("a/r.yaml", None), ("b/r.yaml", None)]
 
 
 def test_a_picture_needs_matplotlib(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,10 @@ import fnmatch
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from se_inject.blocks import find_block
@@ -32,7 +34,11 @@ class Point:
 
     @property
     def ratio(self) -> float | None:
-        """Channels / reduced channels; None: what the block takes by default, or what entries of ``sites`` say."""
+        """Channels / reduced channels; None: what the block takes by default, entries of ``sites`` say, or a budget
+        chooses.
+        """
+        if self.rules.budget:
+            return None
         share = self.rules.block.get("rd_ratio", 0)
         return float(self.rules.ratio or (share and 1 / share)) or None
 
@@ -94,11 +100,25 @@ def _number(text: str) -> float:
     return value
 
 
+def labels(rules: Iterable[str]) -> dict[str, str]:
+    """What the rows call each preset or file of rules: its name, or where files share one, the path that was given.
+
+    >>> labels(["ecanet", "one/r.yaml", "two/r.yaml", "three/s.yaml"])
+    {'ecanet': 'ecanet', 'one/r.yaml': 'one/r.yaml', 'two/r.yaml': 'two/r.yaml', 'three/s.yaml': 's.yaml'}
+    """
+    given = dict.fromkeys(rules)
+    shared = Counter(Path(text).name for text in given)
+    return {text: text if shared[Path(text).name] > 1 else Path(text).name for text in given}
+
+
 def distinct(points: Iterable[Point]) -> tuple[Point, ...]:
-    """The points that differ: a block without reduced channels (ECA) is the same at every ratio."""
+    """The points that differ: a block without reduced channels (ECA) is the same at every ratio, and a budget chooses
+    the ratio.
+    """
     kept: list[Point] = []
     for point in points:
-        if not point.rules.sites and "rd_ratio" not in find_block(point.block).options:
+        fixed = not point.rules.sites and "rd_ratio" not in find_block(point.block).options
+        if fixed or point.rules.budget:
             point = replace(point, rules=replace(point.rules, ratio=0))
         if point not in kept:
             kept.append(point)

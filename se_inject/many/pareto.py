@@ -73,7 +73,7 @@ def _scatter(axes: Any, rows: Sequence[Row]) -> list[Any]:
             axes.scatter(x, y, 18, color=colour, marker=mark, alpha=0.5, linewidths=0, rasterized=len(rows) > MANY)
     return [
         *(_key("o", colour, name) for name, colour in colours.items()),
-        *(_key(mark, "gray", f"ratio {ratio:g}" if ratio else "default ratio") for ratio, mark in marks.items()),
+        *(_key(mark, "gray", f"ratio {ratio:g}" if ratio else "ratio left open") for ratio, mark in marks.items()),
     ]
 
 

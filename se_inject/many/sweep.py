@@ -25,7 +25,7 @@ class Row:
     rules: str = ""  # the preset or file, if any
     placement: str = ""
     block: str = ""
-    ratio: float | None = None  # channels / reduced channels; None: the default of the block
+    ratio: float | None = None  # channels / reduced channels; None: the default of the block, or a budget's choice
     init: str = ""
     blocks: int = 0
     base_parameters: int = 0

@@ -49,17 +49,17 @@ def sweep(
     All that can be refused is, before the first model is built. A model that fails is a row with its reason.
     """
     screen.step("grid")
+    combined = list(grid.combinations(given))
     for output in (csv, plot):
         if output is not None:
-            check_file(output, force, [file for one in grid.combinations(given) for file in read_by(one, "rules")])
+            check_file(output, force, [file for one in combined for file in read_by(one, "rules")])
     if plot is not None:
         pareto.require(plot)
     if given["input_size"]:
         size_from(given["input_size"])
     parse_model_args(given["model_arg"])
-    points = grid.distinct(
-        grid.Point(Path(one["rules"] or "").name, rules_from(one)) for one in grid.combinations(given)
-    )
+    names = grid.labels(one["rules"] or "" for one in combined)
+    points = grid.distinct(grid.Point(names[one["rules"] or ""], rules_from(one)) for one in combined)
     models = grid.models(patterns)
     screen.step("sweep")
     found: dict[str, list[Row]] = {}
