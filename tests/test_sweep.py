@@ -18,12 +18,15 @@ from torch import nn
 
 import se_inject
 from se_inject.cli import main
+from se_inject.cli.convert import convert
+from se_inject.cli.sweep import sweep
 from se_inject.errors import LoadError, RulesError
 from se_inject.many import grid, pareto, sweep_table
 from se_inject.many.grid import Point
 from se_inject.many.sweep import Row, rows_of
 from se_inject.rules.schema import read
 from se_inject.search.inputs import resolve
+from se_inject.workflow.given import DEFAULTS, RULE_OPTIONS
 from tests.nets import Basic
 
 POINTS = tuple(
@@ -311,6 +314,13 @@ def test_rules_files_of_one_name_and_a_budget(here: Path) -> None:
     result = run("sweep_nets:make", *SIZE, "--rules", "a/r.yaml,b/r.yaml", "--ratio", "2,4", "--json")
     assert result.exit_code == 0, result.stderr or result.exception
     assert [(r["rules"], r["ratio"]) for r in json.loads(result.stdout)] == [("a/r.yaml", None), ("b/r.yaml", None)]
+
+
+def test_defaults_are_those_of_the_command_line() -> None:
+    options = convert.make_context("convert", ["m", "-o", "out"]).params
+    assert {name: options[name] for name in DEFAULTS} == DEFAULTS
+    offered = sweep.make_context("sweep", ["m"]).params
+    assert {name for name in RULE_OPTIONS if name not in offered} == set() and set(RULE_OPTIONS) < set(DEFAULTS)
 
 
 def test_a_picture_needs_matplotlib(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,15 +14,11 @@ from se_inject.many.sweep import Row, rows_of
 from se_inject.models.loading import Loaded, parse_model_args
 from se_inject.search.inputs import resolve
 from se_inject.search.trace import uncollected
-from se_inject.workflow.given import inputs_from, rules_from, size_from, without_weights
+from se_inject.workflow.given import DEFAULTS, inputs_from, rules_from, size_from, without_weights
 from se_inject.workflow.outputs import check_file, read_by, write_file
 from se_inject.workflow.screen import Listener, Screen
 
 PRELOAD = ("torch", "timm", "torchvision", "se_inject.workflow.sweep")
-WEIGHTLESS: dict[str, Any] = {
-    "pretrained": False, "checkpoint": None, "random_init": False, "allow_missing": (), "allow_pickle": False,
-    "ema": None,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ def sweep(
     models = grid.models(patterns)
     screen.step("sweep")
     found: dict[str, list[Row]] = {}
-    tasks = [Task(spec, {**given, **WEIGHTLESS}, points) for spec in models]
+    tasks = [Task(spec, {**DEFAULTS, **given}, points) for spec in models]
     for task, outcome in run(tasks, examine, workers=jobs, preload=PRELOAD):
         found[task.spec] = [Row(task.spec, reason=outcome.reason)] if isinstance(outcome, Failure) else outcome
         screen.advance(len(found), len(models), "architectures")
