@@ -294,6 +294,11 @@ def test_a_block_of_ones_own_is_known_in_other_processes(here: Path) -> None:
         (["--input-size", "8,x"], "--input-size '8,x': expected whole numbers"),
         (["--model-arg", "width"], "model arg 'width': expected NAME=VALUE"),
         (["--block-arg", "gat=relu"], "se has no option 'gat'"),
+        (["--block-arg", "gate=nope"], "block se: gate: 'nope' is none of"),
+        (["--ratio", "16,0.125", "--block-arg", "rd_min=0"], "block se: rd_min: 0 is not an integer above 0"),
+        (["--block-arg", "gate=tanh1", "--init", "identity,absorb"], "block se: gate: tanh1 is 1 at zero"),
+        (["--rules", "entry.yaml"], "block se: gate: 'nope' is none of"),
+        (["--csv", "a.svg", "--plot", "./a.svg"], "--csv and --plot both write a.svg"),
         (["--csv", "there.csv"], "there.csv exists"),
         (["--csv", "missing/a.csv"], "there is no folder missing"),
     ],
@@ -303,8 +308,17 @@ def test_refused_in_one_line_before_anything_starts(
 ) -> None:
     monkeypatch.setattr("se_inject.workflow.sweep.run", None)
     (here / "there.csv").touch()
+    (here / "entry.yaml").write_text("sites: [{stages: 1}, {block: {name: se, gate: nope}}]")
     result = run("sweep_nets:make", *options)
     assert result.exit_code == 1 and message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_when_every_model_fails_so_does_the_command(here: Path) -> None:
+    result = run("sweep_nets:broken", *SIZE, "--csv", "a.csv", "--json")
+    assert result.exit_code == 1 and "needs a package" in json.loads(result.stdout)[0]["reason"]
+    assert (here / "a.csv").exists()
+    nothing = run("sweep_nets:plain", *SIZE, "--placement", "inner", "--json")
+    assert nothing.exit_code == 0 and not json.loads(nothing.stdout)[0]["blocks"]
 
 
 def test_rules_files_of_one_name_and_a_budget(here: Path) -> None:
@@ -314,6 +328,12 @@ def test_rules_files_of_one_name_and_a_budget(here: Path) -> None:
     result = run("sweep_nets:make", *SIZE, "--rules", "a/r.yaml,b/r.yaml", "--ratio", "2,4", "--json")
     assert result.exit_code == 0, result.stderr or result.exception
     assert [(r["rules"], r["ratio"]) for r in json.loads(result.stdout)] == [("a/r.yaml", None), ("b/r.yaml", None)]
+
+
+def test_a_block_too_narrow_for_one_model_is_a_row(here: Path) -> None:
+    result = run("sweep_nets:make", *SIZE, "--block", "gc", "--block-arg", "rd_min=1", "--ratio", "16", "--json")
+    assert result.exit_code == 0, result.stderr or result.exception
+    assert "too narrow" in json.loads(result.stdout)[0]["reason"]
 
 
 def test_defaults_are_those_of_the_command_line() -> None:

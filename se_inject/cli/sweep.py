@@ -65,7 +65,7 @@ def sweep(
     """Compare what blocks would cost in many models, for every combination of the options that take several values.
 
     MODEL is a glob over timm:NAME and torchvision:NAME, or pkg.module:factory; no weights are needed. A model that
-    fails is a row with its reason.
+    fails is a row with its reason; when all do, the exit code is 1.
 
     \b
     Examples:
@@ -85,3 +85,5 @@ def sweep(
         from se_inject.many.sweep_table import records
 
         click.echo(json.dumps(records(rows), indent=1))
+    if all(row.failed for row in rows):
+        click.get_current_context().exit(1)

@@ -17,6 +17,10 @@ from se_inject.types import Decision, Site
 
 # `inner` under `auto`: a quarter of the block's input channels, the convention of MBConv and RegNetY.
 INNER_DEFAULTS = {"rd_ratio": 0.25, "rd_base": "block"}
+# For options alone: no width is too narrow here.
+WIDE = Site(
+    "", "standard", "", "", 1 << 16, 1, (1, 1 << 16, 1, 1), stage=1, order=0, block_channels=1 << 16, block="", calls=1
+)
 Alternatives = Callable[[Decision], list[tuple[float, Decision]]]
 Budget = Callable[[tuple[Decision, ...], Alternatives], tuple[Decision, ...]]
 
@@ -95,6 +99,18 @@ def _decide(site: Site, rules: Rules, chosen: tuple[str, str], selected: Answer 
     if reason := block.refusal(site, init, kwargs):
         return Decision(site, "skip", reason)
     return Decision(site, "insert", f"{why} ({site.note})" if site.note else why, spec.name, init, kwargs)
+
+
+def require_options(rules: Rules) -> None:
+    """Raise ``RulesError`` for an option of a block that is out of range whatever the model."""
+    for match in rules.sites or (None,):
+        spec, init = rules.spec(match, {}, WIDE), (match.init if match else "") or rules.init
+        block = find_block(spec.name)
+        try:
+            if init in block.inits:
+                block.resolve(WIDE, init, _known(spec.options, block))
+        except ValueError as error:
+            raise RulesError(f"block {spec.name}: {error}.") from error
 
 
 def _known(options: dict[str, Any], block: Block) -> dict[str, Any]:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from se_inject.errors import WriteError
 from se_inject.guard import unwrap
 from se_inject.many import grid, pareto, sweep_table
 from se_inject.many.pool import Failure, run
 from se_inject.many.sweep import Row, rows_of
 from se_inject.models.loading import Loaded, parse_model_args
+from se_inject.rules.decide import require_options
 from se_inject.search.inputs import resolve
 from se_inject.search.trace import uncollected
 from se_inject.workflow.given import DEFAULTS, inputs_from, rules_from, size_from, without_weights
@@ -49,6 +51,8 @@ def sweep(
     for output in (csv, plot):
         if output is not None:
             check_file(output, force, [file for one in combined for file in read_by(one, "rules")])
+    if csv is not None and plot is not None and csv.resolve() == plot.resolve():
+        raise WriteError(f"--csv and --plot both write {plot}; give each a file of its own.")
     if plot is not None:
         pareto.require(plot)
     if given["input_size"]:
@@ -56,6 +60,8 @@ def sweep(
     parse_model_args(given["model_arg"])
     names = grid.labels(one["rules"] or "" for one in combined)
     points = grid.distinct(grid.Point(names[one["rules"] or ""], rules_from(one)) for one in combined)
+    for point in points:
+        require_options(point.rules)
     models = grid.models(patterns)
     screen.step("sweep")
     found: dict[str, list[Row]] = {}
