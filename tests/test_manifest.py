@@ -109,7 +109,7 @@ def test_globs_stand_for_files_and_folders_are_folders(entries: Write, tmp_path:
             "line 2: writes 'a'",
         ),
         ("- {model: resnet18, random_init: true}", "Did you mean 'timm:resnet18'"),
-        ("- {model: timm:resnet81, random_init: true}", "no model is called timm:resnet81"),
+        ("- {model: timm:resnet81, random_init: true}", "no model is called 'timm:resnet81'"),
         ("- {model: timm:resnet18, random_init: true, input_size: large}", "input_size: 'large': expected"),
         ("- {model: timm:resnet18, random_init: true, input_kind: [batch]}", "input_kind: takes a text"),
         (f"- {{model: timm:resnet18, random_init: true, name: {'n' * 300}}}", "cannot be that of an output folder"),

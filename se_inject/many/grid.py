@@ -15,7 +15,7 @@ from typing import Any
 from se_inject.blocks import find_block
 from se_inject.errors import LoadError, RulesError, closest
 from se_inject.models.factories import find
-from se_inject.models.zoos import ZOOS, known_models, split_spec
+from se_inject.models.zoos import ZOOS, check_known, known_models, split_spec
 from se_inject.rules.schema import Rules
 
 AXES = ("rules", "placement", "block", "ratio", "init")  # options that take several values
@@ -64,8 +64,8 @@ def _models(pattern: str, known: list[str]) -> list[str]:
     library, name = split_spec(pattern)
     if library not in ZOOS:
         find(pattern, library, name)
-    elif f"{library}:{name.partition('.')[0]}" not in known:  # timm's names may end with a tag of weights
-        raise LoadError(f"no model is called {pattern!r}.{closest(pattern, known)}")
+    else:
+        check_known(library, name)
     return [pattern]
 
 

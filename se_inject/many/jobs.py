@@ -25,6 +25,7 @@ from se_inject.models.zoos import ZOOS
 from se_inject.rules.schema import given as plain_rules
 from se_inject.types import Report, to_dict
 from se_inject.workflow.convert import convert
+from se_inject.workflow.given import DEFAULTS
 from se_inject.workflow.report import files_check, read_report
 from se_inject.workflow.screen import Listener
 
@@ -127,7 +128,7 @@ def output_of(keys: Collection[str], folder: Path) -> Report | None:
 
 def given(entry: Entry, *, allow_pickle: bool = False) -> dict[str, Any]:
     """An entry as the options of ``se-inject convert``."""
-    return {
+    return DEFAULTS | {
         "model_arg": entry.model_args,
         "pretrained": entry.pretrained,
         "checkpoint": entry.checkpoint,
@@ -139,10 +140,6 @@ def given(entry: Entry, *, allow_pickle: bool = False) -> dict[str, Any]:
         "input_kind": entry.input_kind or None,
         "rules": entry.rules,
         "seed": entry.seed,
-        "plan_file": None,
-        **dict.fromkeys(("block", "ratio", "init", "min_channels", "stages", "budget")),
-        **dict.fromkeys(("placement", "block_arg", "include", "exclude"), ()),
-        "again": False,
     }
 
 

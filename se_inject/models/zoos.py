@@ -233,7 +233,7 @@ def check_known(zoo: str, name: str) -> None:
     """Raise ``LoadError`` when the zoo has no model of this name, which for timm may end with a tag of weights."""
     known = known_models()
     if f"{zoo}:{name.partition('.')[0]}" not in known:
-        raise LoadError(f"no model is called {zoo}:{name}.{closest(f'{zoo}:{name}', known)}")
+        raise LoadError(f"no model is called '{zoo}:{name}'.{closest(f'{zoo}:{name}', known)}")
 
 
 def known_models() -> list[str]:
