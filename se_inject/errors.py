@@ -47,3 +47,9 @@ def closest(name: str, known: Iterable[str], n: int = 3) -> str:
     if len(names) <= 12:
         return " Known: " + ", ".join(names) + "."
     return ""
+
+
+def sentence(error: BaseException) -> str:
+    """What an error says, with one mark at its end."""
+    text = str(error).rstrip(".")
+    return text if text.endswith("?") else f"{text}."

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from se_inject.errors import RulesError, SEInjectError, closest
+from se_inject.errors import RulesError, SEInjectError, closest, sentence
 from se_inject.files.formats import format_names
 from se_inject.files.layout import PLAN, REPORT
 from se_inject.many.columns import COLUMNS
@@ -67,7 +67,7 @@ def read_manifest(path: Path, *, factories: Collection[str] = (), output: Path |
         try:
             entries += _entries(line, row, path.parent, factories, output)
         except (ValueError, SEInjectError) as error:
-            wrong.append(f"line {line}: {str(error).rstrip('.')}.")
+            wrong.append(f"line {line}: {sentence(error)}")
     wrong += _taken(entries)
     if wrong:
         more = [f"And {len(wrong) - SHOWN} more."] if len(wrong) > SHOWN else []

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from se_inject.errors import RulesError, closest
+from se_inject.errors import RulesError, closest, sentence
 from se_inject.rules.rulefile import read_yaml
 from se_inject.types import BlockSpec, Site, to_dict
 
@@ -291,7 +291,7 @@ def _fields(data: Any, where: str, *, top: bool) -> dict[str, Any]:
         try:
             values[key] = FIELDS[key].read(value)
         except ValueError as error:
-            raise RulesError(f"{where}: {key}: {str(error).rstrip('.')}.") from error
+            raise RulesError(f"{where}: {key}: {sentence(error)}") from error
     return values
 
 
