@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 from se_inject.errors import LoadError, VerifyError
 from se_inject.files.formats import FORMATS, Subject, format_names
 from se_inject.files.formats.whole import aligned
+from se_inject.files.hashing import sha256
 from se_inject.files.layout import HTML, MARKDOWN, MODELING, PLAN, REPORT, TENSORS
 from se_inject.files.planfile import read_plan
 from se_inject.files.weightfiles import parse_size, read_weights, shard_names
@@ -87,9 +87,7 @@ def _artifacts(folder: Path) -> tuple[Artifact, ...]:
     found = []
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in REPORTS:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            found.append(Artifact(path.relative_to(folder).as_posix(), digest, path.stat().st_size))
+            found.append(Artifact(path.relative_to(folder).as_posix(), sha256(path), path.stat().st_size))
     return tuple(found)
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path, PurePosixPath
 
 from se_inject.errors import WriteError
+from se_inject.files.hashing import sha256
 from se_inject.files.tensorfile import read_tensors, tensors_writer
 from se_inject.files.weightfiles import INDEX, SHARD
 from se_inject.types import Artifact
@@ -263,9 +264,7 @@ def _build(folder: Path, files: Mapping[str, Content]) -> tuple[Artifact, ...]:
             raise WriteError(f"the writer of {name!r} made no file.")
         path.chmod(mode)
         _sync(path)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        artifacts.append(Artifact(name, digest, path.stat().st_size))
+        artifacts.append(Artifact(name, sha256(path), path.stat().st_size))
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
     if extra := sorted(found - set(files)):
         raise WriteError(f"a writer made a file that was not asked for: {extra[0]!r}.")

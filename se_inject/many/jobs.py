@@ -18,6 +18,7 @@ from se_inject import __version__
 from se_inject.blocks.custom import import_block
 from se_inject.errors import SEInjectError
 from se_inject.files.filekind import locate, readable
+from se_inject.files.hashing import sha256
 from se_inject.files.indexfile import read_index
 from se_inject.many import machine
 from se_inject.many.manifest import Entry
@@ -84,11 +85,6 @@ def _weight_files(checkpoint: Path) -> list[Path]:
     file = locate(checkpoint)
     shards = dict.fromkeys(read_index(file).values()) if readable(file).name == "shards" else ()
     return [file, *(file.parent / name for name in shards)]
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _versions(entry: Entry, blocks: Iterable[str]) -> dict[str, str]:

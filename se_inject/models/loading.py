@@ -6,7 +6,6 @@ tensors that are mapped from the file.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import nn
 
 from se_inject.errors import LoadError
 from se_inject.files.checkpoint import blocked_globals, read_state_dict
+from se_inject.files.hashing import sha256
 from se_inject.files.wrappers import match_keys
 from se_inject.models.assign import assign, build_empty, lacks_values
 from se_inject.models.remap import remap
@@ -116,8 +116,8 @@ def _with_checkpoint(
     return model, {
         "weights": "checkpoint",
         "file": content.file.name,
-        "sha256": _sha256(content.file),
-        "shards": {shard.name: _sha256(shard) for shard in content.shards},
+        "sha256": sha256(content.file),
+        "shards": {shard.name: sha256(shard) for shard in content.shards},
         "bytes": sum(map(os.path.getsize, content.shards or [content.file])),
         "kind": content.kind,
         "unwrapped": list(content.unwrapped),
@@ -139,8 +139,3 @@ def _contiguous(model: nn.Module) -> int:
     for tensor in strided:
         tensor.data = tensor.data.contiguous()
     return len(strided)
-
-
-def _sha256(path: str | os.PathLike[str]) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

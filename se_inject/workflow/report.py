@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from se_inject.errors import LoadError
+from se_inject.files.hashing import sha256
 from se_inject.files.layout import HTML, MARKDOWN, REPORT
 from se_inject.report import formats
 from se_inject.report.html.page import to_html
@@ -33,9 +33,8 @@ def files_check(folder: Path, report: Report) -> Check:
         path = folder / artifact.path
         if not path.is_file():
             return Check("files", False, f"{artifact.path} is missing")
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != artifact.sha256:
-                return Check("files", False, f"{artifact.path} is not the file that was written")
+        if sha256(path) != artifact.sha256:
+            return Check("files", False, f"{artifact.path} is not the file that was written")
     return Check("files", True, f"{len(report.artifacts)} files have the hashes of the report")
 
 
