@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from se_inject.checks import baseline
-from se_inject.checks.verify import same
+from se_inject.checks.verify import absorbed, same
 from se_inject.errors import SpliceError
 from se_inject.search.inputs import Inputs, dtype_of, from_shape
 from se_inject.surgery.splice import make_block
@@ -84,8 +84,3 @@ def _moved_blocks(blocks: dict[str, tuple[Tensors, Tensors]]) -> list[str]:
 
 def _shapes(state: Tensors) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in state.items()}
-
-
-def absorbed(plan: Plan) -> set[str]:
-    """The tensors that `absorb` doubled."""
-    return {f"{d.site.absorb}.{n}" for d in plan.insertions if d.init == "absorb" for n in ("weight", "bias")}

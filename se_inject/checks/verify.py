@@ -236,19 +236,18 @@ def keys(before: dict[str, str], model: nn.Module, plan: Plan) -> Check:
     """4. Every original key (``before``: name -> hash) has the identical value; new keys are exactly the planned."""
     after = digests(model)
     planned = _aliases(model, planned_keys(plan))
-    doubled = {f"{d.site.absorb}.{n}" for d in plan.insertions if d.init == "absorb" for n in ("weight", "bias")}
-    absorbed = _aliases(model, doubled)
+    doubled = _aliases(model, absorbed(plan))
     state = model.state_dict()
-    halves = sorted(k for k in absorbed if k in after and digest(state[k] * 0.5) != before.get(k))
+    halves = sorted(k for k in doubled if k in after and digest(state[k] * 0.5) != before.get(k))
     lost = sorted((set(before) | planned) - set(after))
-    changed = sorted(k for k in before if k in after and before[k] != after[k] and k not in absorbed)
+    changed = sorted(k for k in before if k in after and before[k] != after[k] and k not in doubled)
     foreign = sorted(set(after) - set(before) - planned)
     for what, found in (("lost", lost), ("changed", changed), ("not doubled", halves), ("not planned", foreign)):
         if found:
             return Check("keys", False, f"{len(found)} keys {what}, the first is {found[0]}")
-    tail = f", {len(absorbed)} of absorbed norms doubled" if absorbed else ""
+    tail = f", {len(doubled)} of absorbed norms doubled" if doubled else ""
     new = len(after) - len(before)
-    return Check("keys", True, f"{len(before) - len(absorbed)} tensors identical{tail}, {new} new ones all planned")
+    return Check("keys", True, f"{len(before) - len(doubled)} tensors identical{tail}, {new} new ones all planned")
 
 
 def _aliases(model: nn.Module, names: set[str]) -> set[str]:
@@ -256,6 +255,11 @@ def _aliases(model: nn.Module, names: set[str]) -> set[str]:
     state = model.state_dict(keep_vars=True)
     same = {id(state[name]) for name in names if name in state}
     return names | {name for name, tensor in state.items() if id(tensor) in same}
+
+
+def absorbed(plan: Plan) -> set[str]:
+    """The tensors of the original that the plan doubles."""
+    return {f"{d.site.absorb}.{n}" for d in plan.insertions if d.init == "absorb" for n in ("weight", "bias")}
 
 
 def planned_keys(plan: Plan) -> set[str]:

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from se_inject.checks.baseline import digest, digests
-from se_inject.checks.trained import absorbed, moved_base
-from se_inject.checks.verify import planned_keys
+from se_inject.checks.trained import moved_base
+from se_inject.checks.verify import absorbed, planned_keys
 from se_inject.errors import LoadError, WriteError
 from se_inject.files.formats.subject import Content, Subject
 from se_inject.files.planfile import PLAN, read_plan

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from se_inject.checks.baseline import digest, digests, run
+from se_inject.checks.verify import absorbed
 from se_inject.errors import LoadError
 from se_inject.files.formats.exporting import PROGRAM, batched, cases, close, in_words, label
 from se_inject.files.formats.subject import Content, Subject
@@ -30,7 +31,6 @@ NAME = "model.pt2"
 CHECK = "model.pt2"
 ABOUT = "about.json"
 LARGEST_INDEX = 64 << 20  # bytes of the list of weights
-NORM = ("weight", "bias")
 NOT_RUN = "not run, as a .pt2 can run code: --run-pt2 does, for a file of your own"
 SECONDS = 600  # for a process that loads and runs a program
 RUN = """
@@ -105,8 +105,7 @@ def inspect(folder: Path, subject: Subject) -> Check:
     if subject.model is not None:
         what, known = "the model's", digests(subject.model)
     else:
-        doubled = {f"{d.site.absorb}.{n}" for d in subject.plan.insertions if d.init == "absorb" for n in NORM}
-        what = subject.plan.whose
+        what, doubled = subject.plan.whose, absorbed(subject.plan)
         known = {name: value for name, value in subject.plan.saved.tensors.items() if name not in doubled}
     if not known:
         return Check(CHECK, None, f"not run, and there are no weights to compare it with; {NOT_RUN}")
