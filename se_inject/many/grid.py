@@ -65,7 +65,7 @@ def _models(pattern: str, known: list[str]) -> list[str]:
     if library not in ZOOS:
         find(pattern, library, name)
     else:
-        check_known(library, name)
+        check_known(pattern, known)
     return [pattern]
 
 

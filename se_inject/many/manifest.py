@@ -15,20 +15,19 @@ from typing import Any
 
 import yaml
 
-from se_inject.errors import RulesError, SEInjectError, closest, sentence
+from se_inject.errors import LoadError, RulesError, SEInjectError, closest, sentence
 from se_inject.files.formats import format_names
 from se_inject.files.layout import PLAN, REPORT
 from se_inject.many.columns import COLUMNS
 from se_inject.many.rows import READERS, read_text
 from se_inject.many.summary import SUMMARIES
-from se_inject.models.zoos import ZOOS, check_known, split_spec
+from se_inject.models.zoos import ZOOS, check_known, known_models, split_spec
 from se_inject.rules import schema
 from se_inject.rules.rulefile import Loader
 from se_inject.rules.schema import Rules
 
 SHOWN = 5  # lines with mistakes that are named
 LONGEST = 200  # bytes of a name; file systems take 255, and a run adds some of its own
-RULE_FILES = (".yaml", ".yml", ".json")
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def read_manifest(path: Path, *, factories: Collection[str] = (), output: Path |
             entries += _entries(line, row, path.parent, factories, output)
         except (ValueError, SEInjectError) as error:
             wrong.append(f"line {line}: {sentence(error)}")
-    wrong += _taken(entries)
+    wrong += [*_unknown(entries), *_taken(entries)]
     if wrong:
         more = [f"And {len(wrong) - SHOWN} more."] if len(wrong) > SHOWN else []
         raise RulesError(f"{path}: {' '.join([*wrong[:SHOWN], *more])}")
@@ -107,10 +106,8 @@ def _entries(line: int, row: Any, folder: Path, factories: Collection[str], outp
 
 
 def _allowed(model: str, factories: Collection[str]) -> None:
-    zoo, name = split_spec(model)
-    if zoo in ZOOS:
-        check_known(zoo, name)
-    elif not {zoo, model} & set(factories):
+    zoo, _ = split_spec(model)
+    if zoo not in ZOOS and not {zoo, model} & set(factories):
         raise ValueError(f"{model} is code, which a manifest may not run; allow it with --factory {model}")
 
 
@@ -123,7 +120,7 @@ def _rules(value: Any, folder: Path) -> Rules:
             raise ValueError(f"rules: {value!r} is no mapping: {' '.join(str(error).split())}") from error
     if isinstance(value, dict):
         return schema.plain(value, "rules")
-    if isinstance(value, str) and Path(value).suffix in RULE_FILES:
+    if isinstance(value, str) and Path(value).suffix in schema.SUFFIXES:
         return schema.read(folder / value)
     return schema.read(value)
 
@@ -162,6 +159,19 @@ def _name(template: str, entry: Entry) -> str:
     if not name or name.casefold() in SUMMARIES or len(name.encode()) > LONGEST:
         raise ValueError(f"name: {template or name!r} cannot be that of an output folder")
     return name
+
+
+def _unknown(entries: Iterable[Entry]) -> list[str]:
+    """A complaint for every line whose model its library does not have."""
+    lines = {entry.line: entry.model for entry in entries if split_spec(entry.model)[0] in ZOOS}
+    known = frozenset(known_models()) if lines else frozenset()
+    wrong = []
+    for line, model in lines.items():
+        try:
+            check_known(model, known)
+        except LoadError as error:
+            wrong.append(f"line {line}: {sentence(error)}")
+    return wrong
 
 
 def _taken(entries: Iterable[Entry]) -> list[str]:

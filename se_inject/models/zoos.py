@@ -10,7 +10,7 @@ import keyword
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -228,12 +228,10 @@ def _network_reason(error: BaseException) -> str:
     return one_line(getattr(error, "reason", None) or error)
 
 
-@functools.cache  # of those that are known: a refusal is not kept
-def check_known(zoo: str, name: str) -> None:
-    """Raise ``LoadError`` when the zoo has no model of this name, which for timm may end with a tag of weights."""
-    known = known_models()
-    if f"{zoo}:{name.partition('.')[0]}" not in known:
-        raise LoadError(f"no model is called '{zoo}:{name}'.{closest(f'{zoo}:{name}', known)}")
+def check_known(spec: str, known: Collection[str]) -> None:
+    """Raise ``LoadError`` when a zoo's model, without timm's tag of weights, is not among ``known``."""
+    if spec.partition(".")[0] not in known:
+        raise LoadError(f"no model is called {spec!r}.{closest(spec, known)}")
 
 
 def known_models() -> list[str]:

@@ -21,6 +21,7 @@ PLACEMENTS = (
     "auto", "standard", "pre", "post", "identity", "inner", "early", "conv", "concat", "sum", "stage", "input"
 )  # fmt: skip
 INITS = ("identity", "absorb", "paper")
+SUFFIXES = (".yaml", ".yml", ".json")  # of a file of rules
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,7 @@ def read(source: Any = "auto") -> Rules:
         return Rules(placement=(source,))
     if isinstance(source, str) and source in PRESETS:
         return plain(PRESETS[source].rules, source)
-    if isinstance(source, Path) or (isinstance(source, str) and Path(source).suffix in (".yaml", ".yml", ".json")):
+    if isinstance(source, Path) or (isinstance(source, str) and Path(source).suffix in SUFFIXES):
         return plain(read_yaml(Path(source)), str(source))
     if isinstance(source, str):
         near = closest(source, [*PLACEMENTS, *PRESETS])
