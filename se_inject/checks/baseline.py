@@ -6,7 +6,7 @@ Nothing is left changed: modes, buffers, gradients and the random state are rest
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from se_inject.errors import TraceError
 from se_inject.search.inputs import Inputs, dtype_of, from_shape
 from se_inject.surgery.splice import forked_rng
 from se_inject.types import Baseline
@@ -91,6 +92,24 @@ def run(model: nn.Module, inputs: Inputs, training: bool, seed: int) -> Run:
         tensors = [t.detach().clone() for t in tensors_in(output)]
         buffers = {name: t.detach().clone() for name, t in model.named_buffers()} if training else {}
     return Run(tensors, buffers)
+
+
+Hook = Callable[[nn.Module, Any, Any], None]
+
+
+def watch(model: nn.Module, inputs: Inputs, seed: int, hooks: Iterable[tuple[nn.Module, Hook]]) -> Run:
+    """One forward in eval mode, with a hook behind each of these modules. Raises ``TraceError`` when it fails."""
+    handles = []
+    try:
+        for module, hook in hooks:
+            handles.append(module.register_forward_hook(hook))
+        ran = run(model, inputs, False, seed)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if ran.failure:
+        raise TraceError(f"the model does not run on the batch: {ran.failure}")
+    return ran
 
 
 def set_mode(model: nn.Module, training: bool) -> None:

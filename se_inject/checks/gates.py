@@ -15,7 +15,6 @@ from se_inject.blocks.cbam import Cbam
 from se_inject.blocks.parts import GATES
 from se_inject.blocks.plain_se import PlainSE
 from se_inject.checks import baseline
-from se_inject.errors import TraceError
 from se_inject.search.inputs import Inputs
 from se_inject.types import GateStats
 
@@ -80,17 +79,9 @@ def statistics(model: nn.Module, inputs: Inputs) -> Gates:
     blocks = _outermost(model)
     found: dict[str, list[torch.Tensor]] = {path: [] for path, _ in blocks}
     gates = {path: _gate(block) for path, block in blocks}
-    handles = []
-    try:
-        for path, gate in gates.items():
-            if gate is not None:
-                handles.append(gate[0].register_forward_hook(_keep(found[path], gate[1])))
-        failure = baseline.run(model, inputs, False, 0).failure if handles else ""
-    finally:
-        for handle in handles:
-            handle.remove()
-    if failure:
-        raise TraceError(f"the model does not run on the batch: {failure}")
+    hooks = [(gate[0], _keep(found[path], gate[1])) for path, gate in gates.items() if gate is not None]
+    if hooks:
+        baseline.watch(model, inputs, 0, hooks)
     return Gates(tuple(_summary(path, block, gates[path], found[path]) for path, block in blocks))
 
 

@@ -98,17 +98,11 @@ def prune(model: nn.Module, batch: Any, threshold: float = 1e-3) -> Pruning:
 def _deviations(model: nn.Module, plan: Plan, inputs: Inputs) -> tuple[dict[str, float], list[torch.Tensor]]:
     """How far each block is from the identity, and the outputs of the forward that shows it."""
     found: dict[str, list[torch.Tensor]] = {decision.key: [] for decision in plan.insertions}
-    handles = []
-    try:
-        for decision in plan.insertions:
-            measured = _measure(found[decision.key], 2.0 if decision.init == "absorb" else 1.0)
-            handles.append(model.get_submodule(decision.key).register_forward_hook(measured))
-        ran = baseline.run(model, inputs, False, plan.seed)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if ran.failure:
-        raise TraceError(f"the model does not run on the batch: {ran.failure}")
+    hooks = [
+        (model.get_submodule(d.key), _measure(found[d.key], 2.0 if d.init == "absorb" else 1.0))
+        for d in plan.insertions
+    ]
+    ran = baseline.watch(model, inputs, plan.seed, hooks)
     if still := next((key for key, calls in found.items() if not calls), None):
         raise TraceError(
             f"{still} did not run on the batch: give one that reaches every block, or set the model's flags."
