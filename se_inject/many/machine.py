@@ -28,9 +28,9 @@ def memory() -> int:
     return int(MARGIN * max(0, min(free)))
 
 
-def resident(what: str = "VmRSS", pid: int | str = "self") -> int:
-    """Bytes of a process in memory now, or with ``VmHWM`` at most so far."""
-    return _field(_read(Path(f"/proc/{pid}/status")), f"{what}:") * 1024
+def resident(what: str = "VmRSS") -> int:
+    """Bytes of this process in memory now, or with ``VmHWM`` at most so far."""
+    return _field(_read(Path("/proc/self/status")), f"{what}:") * 1024
 
 
 def _read(path: Path) -> str:
