@@ -27,11 +27,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 import se_inject
-from se_inject.many import machine
-from se_inject.many.grid import Point
-from se_inject.many.sweep import rows_of
+from se_inject.commands.sweep.grid import Point
+from se_inject.commands.sweep.rows import rows_of
+from se_inject.inputs import resolve
+from se_inject.parallel import machine
 from se_inject.rules import schema
-from se_inject.search.inputs import resolve
 
 NETS = ("resnet50", "resnet152")
 SWEPT = ("resnet50", "mobilenetv2_100")
@@ -164,7 +164,7 @@ def memory() -> Iterator[Row]:
     """Anonymous memory that surgery in place adds to a model whose weights are mapped from a file."""
     code = """
 import sys, timm, torch, se_inject
-from se_inject.files.tensorfile import read_tensors
+from se_inject.output.tensors import read_tensors
 def anonymous():
     for line in open("/proc/self/smaps_rollup"):
         if line.startswith("Anonymous:"):
@@ -181,7 +181,7 @@ print(anonymous() - before)
 """  # noqa: E501
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
-        from se_inject.files.tensorfile import tensors_writer
+        from se_inject.output.tensors import tensors_writer
 
         tensors_writer(timm.create_model(MAPPED).state_dict())(path)
         command = [sys.executable, "-c", code, str(path), MAPPED]

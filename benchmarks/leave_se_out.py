@@ -25,13 +25,13 @@ import torchvision
 from rich.progress import track
 from torch import fx, nn
 
-from se_inject.search.calls import Trace
+from se_inject.inputs import resolve
+from se_inject.search.carriers import reaches
 from se_inject.search.chains import chain
 from se_inject.search.gated import made_by
-from se_inject.search.inputs import resolve
 from se_inject.search.sites import find
-from se_inject.search.trace import trace
-from se_inject.surgery.carriers import reaches
+from se_inject.trace.calls import Trace
+from se_inject.trace.record import trace
 
 PLACEMENTS = ("standard", "inner", "concat", "sum")
 # Gates that have no place by the definitions, and why.

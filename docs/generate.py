@@ -23,7 +23,7 @@ from se_inject import types
 from se_inject.blocks import BLOCKS
 from se_inject.blocks.block import Block
 from se_inject.cli import main as command_line
-from se_inject.many.columns import COLUMNS
+from se_inject.commands.batch.columns import COLUMNS
 from se_inject.rules.presets import PRESETS
 from se_inject.rules.schema import FIELDS
 from se_inject.search.placements import PLACEMENTS

@@ -11,17 +11,17 @@ from typing import Any
 from torch import fx, nn
 
 from se_inject.checks import trained
+from se_inject.checks.cost import measure
 from se_inject.checks.gates import Gates, statistics
-from se_inject.checks.measure import measure
 from se_inject.errors import SEInjectError
-from se_inject.files import store
-from se_inject.files.formats import adapter
 from se_inject.guard import unwrap
-from se_inject.injection import Injection, realise
-from se_inject.planning import make_plan
-from se_inject.search.inputs import resolve
+from se_inject.injection.graph import whole
+from se_inject.injection.inject import Injection, realise
+from se_inject.injection.plan import make_plan
+from se_inject.inputs import resolve
+from se_inject.output import folder as store
+from se_inject.output.formats import adapter
 from se_inject.surgery import splice
-from se_inject.surgery.whole import whole
 from se_inject.types import Cost, Plan, Report
 
 

@@ -26,13 +26,15 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from se_inject.cli import main
-from se_inject.many import csvfile, jobs, pool, summary
-from se_inject.many.jobs import Options, job_of
-from se_inject.many.manifest import Entry
-from se_inject.many.memory import architecture, footprint, need
-from se_inject.many.summary import Row
+from se_inject.commands import csv_file as csvfile
+from se_inject.commands.batch import jobs, summary
+from se_inject.commands.batch.jobs import Options, job_of
+from se_inject.commands.batch.manifest import Entry
+from se_inject.commands.batch.memory import architecture, footprint, need
+from se_inject.commands.batch.summary import Row
+from se_inject.commands.report import read_report
+from se_inject.parallel import pool
 from se_inject.rules.schema import Rules
-from se_inject.workflow.report import read_report
 from tests.helpers import randomise
 from tests.tiny import Net
 
@@ -201,7 +203,7 @@ def test_a_shard_that_is_missing_is_named(two: Path) -> None:
 
 def test_more_memory_than_planned_is_said(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints(two, 3)
-    monkeypatch.setattr("se_inject.workflow.batch.need", lambda job, found: 1)
+    monkeypatch.setattr("se_inject.commands.batch.run.need", lambda job, found: 1)
     command = ["batch", str(two / "m.yaml"), "-o", str(two / "out"), "--factory", "tests.tiny"]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0 and re.search(
@@ -249,7 +251,7 @@ def test_a_dry_run_changes_nothing(two: Path) -> None:
 
 
 def test_what_a_killed_run_left_goes(two: Path) -> None:
-    from se_inject.files.write import _prefix
+    from se_inject.output.atomic import _prefix
 
     left = two / "out" / f"{_prefix(two / 'out' / 'net000')}0123abcd.new"
     left.mkdir()
@@ -487,8 +489,8 @@ def cluster() -> Iterator[Any]:
 
 @pytest.mark.slow
 def test_a_lost_node_of_a_ray_cluster_costs_nothing(cluster: Any, tmp_path: Path) -> None:
-    from se_inject.terminal import Terminal
-    from se_inject.workflow.batch import batch as work
+    from se_inject.cli.terminal import Terminal
+    from se_inject.commands.batch.run import batch as work
 
     files = checkpoints(tmp_path, 40)
     broken = spoil(files[3::8])

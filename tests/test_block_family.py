@@ -21,7 +21,7 @@ from se_inject.blocks import BLOCKS, INITS, Block, find_block
 from se_inject.blocks.custom import REGISTERED
 from se_inject.cli import main
 from se_inject.errors import PlanMismatchError, RulesError
-from se_inject.files.store import read_plan
+from se_inject.output.folder import read_plan
 from se_inject.types import BlockSpec, Site, dump
 
 C = 32

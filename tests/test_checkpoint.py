@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from se_inject.checkpoints.checkpoint import read_state_dict
 from se_inject.errors import LoadError
-from se_inject.files.checkpoint import read_state_dict
 from tests.checks.files import SAVERS, STATE, refusal, same
 
 

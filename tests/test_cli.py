@@ -25,13 +25,14 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 import se_inject
-from se_inject import injection, planning
-from se_inject.checks import baseline
+from se_inject import injection
+from se_inject.checks import reference as baseline
 from se_inject.checks import verify as checking
 from se_inject.cli import main
 from se_inject.cli.listing import SCHEMAS, WHAT
-from se_inject.files import write as write_module
-from se_inject.files.formats import whole
+from se_inject.injection.inject import plan as planning
+from se_inject.output import atomic as write_module
+from se_inject.output.formats import whole
 from se_inject.surgery import splice
 
 ROOT = Path(__file__).parent.parent
@@ -751,7 +752,7 @@ def _not_writable(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("se_inject.workflow.given.load_model", never)
+    monkeypatch.setattr("se_inject.commands.request.load_model", never)
     result = run("convert", *RANDOM, "-o", "locked/a/b")
     assert result.exit_code == 1 and "locked is not writable" in result.stderr
     assert not list(Path("locked").iterdir())

@@ -15,12 +15,12 @@ from torch import nn
 import se_inject
 from se_inject.blocks import BLOCKS
 from se_inject.errors import RulesError
+from se_inject.inputs import resolve
+from se_inject.rules.auto import needed
 from se_inject.rules.decide import decide
-from se_inject.rules.policies import needed
 from se_inject.rules.schema import read
-from se_inject.search.inputs import resolve
 from se_inject.search.sites import find
-from se_inject.search.trace import trace
+from se_inject.trace.record import trace
 from se_inject.types import Carrier, Decision, Site
 from tests.nets import NETS, Basic, Bottleneck, Fn, MBConv, Net, body, conv, unit
 from tests.test_rules import site

@@ -14,7 +14,7 @@ from torch import nn
 
 from se_inject.cli import main
 from se_inject.errors import RulesError
-from se_inject.planning import make_plan
+from se_inject.injection.plan import make_plan
 from se_inject.report import tables
 from se_inject.search.explain import Explanation, explain, render
 from se_inject.types import to_dict

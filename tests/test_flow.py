@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
 
+from se_inject.inputs import Inputs, resolve
 from se_inject.search.dominators import dominators
 from se_inject.search.flow import Join, end, joins
 from se_inject.search.gated import gated
-from se_inject.search.inputs import Inputs, resolve
 from se_inject.search.nodes import data, name_of
-from se_inject.search.trace import trace
+from se_inject.trace.record import trace
 from tests.nets import NETS, DropPath, Fn, LayerScale, Net, body, conv, unit
 
 SHAPE = (2, 8, 4, 4)

@@ -23,9 +23,9 @@ import se_inject
 from se_inject.api import Injection
 from se_inject.cli import main
 from se_inject.errors import LoadError, SpliceError, WriteError
-from se_inject.files.formats import FORMATS, exporting, format_names, onnxfile, program
-from se_inject.files.weightfiles import INDEX, parse_size, read_weights, weights_files
-from se_inject.search.inputs import Inputs, resolve
+from se_inject.inputs import Inputs, resolve
+from se_inject.output.formats import FORMATS, exporting, format_names, onnxfile, program
+from se_inject.output.weights import INDEX, parse_size, read_weights, weights_files
 from tests.helpers import randomise
 from tests.test_write import content
 from tests.tiny import SIZE, image, inject, net, open_gates

@@ -10,8 +10,8 @@ import torch
 from click.testing import CliRunner, Result
 
 from se_inject.cli import main
+from se_inject.inputs import from_shape
 from se_inject.models.zoos import input_kind, input_size
-from se_inject.search.inputs import from_shape
 
 NETS = '''
 """Made for a test: a detector in small, and a flow net in small."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from se_inject.errors import TraceError
-from se_inject.search.inputs import BATCH, Inputs, default_size, dtype_of, from_shape, noise, resolve
+from se_inject.inputs import BATCH, Inputs, default_size, dtype_of, from_shape, noise, resolve
 from tests.nets import Basic
 
 

@@ -13,10 +13,10 @@ import torchvision
 from torch import nn
 
 from benchmarks.leave_se_out import behind
-from se_inject.search.inputs import resolve
+from se_inject.inputs import resolve
+from se_inject.search.carriers import reaches
 from se_inject.search.sites import Found, find
-from se_inject.search.trace import trace
-from se_inject.surgery.carriers import reaches
+from se_inject.trace.record import trace
 from tests.test_transplant import leave_out
 
 # network -> gates that it comes with, and which placement finds them; sites beyond them (of both placements).

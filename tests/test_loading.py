@@ -16,8 +16,8 @@ import torch
 import torchvision
 from torch import nn
 
+from se_inject.checkpoints.wrappers import match_keys
 from se_inject.errors import LoadError
-from se_inject.files.wrappers import match_keys
 from se_inject.models.assign import build_empty
 from se_inject.models.loading import Loaded, build_model, load_model, parse_model_args
 from se_inject.models.offline import reachable

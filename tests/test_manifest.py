@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from se_inject.commands.batch.columns import COLUMNS
+from se_inject.commands.batch.manifest import Entry, read_manifest
 from se_inject.errors import RulesError
-from se_inject.many.columns import COLUMNS
-from se_inject.many.manifest import Entry, read_manifest
 from se_inject.rules.schema import Rules
 
 Write = Callable[..., tuple[Entry, ...]]

@@ -10,9 +10,9 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from se_inject.checks.measure import ELEMENTWISE, MOVES, Measured, batch_size, cost, measure, site_costs
+from se_inject.checks.cost import ELEMENTWISE, MOVES, Measured, batch_size, cost, measure, site_costs
 from se_inject.errors import PlanMismatchError, TraceError
-from se_inject.search.inputs import Inputs, resolve
+from se_inject.inputs import Inputs, resolve
 from se_inject.types import BlockSpec, Carrier, Cost, Decision, Plan, Site
 
 

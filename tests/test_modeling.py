@@ -23,7 +23,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import se_inject
-from se_inject.files.tensorfile import tensors_writer
+from se_inject.output.tensors import tensors_writer
 from se_inject.surgery.modeling import _build, render
 from se_inject.surgery.portable import Header, NoSource
 from se_inject.types import Carrier

@@ -108,7 +108,7 @@ def test_json_that_is_no_mapping(tmp_path: Path, text: str) -> None:
 def test_a_file_that_is_not_there_or_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LoadError, match="cannot be read"):
         se_inject.read_plan(tmp_path / "plan.json")
-    monkeypatch.setattr("se_inject.files.jsonfile.MAX_JSON", 10)
+    monkeypatch.setattr("se_inject.json_strict.MAX_JSON", 10)
     (tmp_path / "plan.json").write_text("{" + " " * 20 + "}")
     with pytest.raises(LoadError, match="larger than"):
         se_inject.read_plan(tmp_path / "plan.json")

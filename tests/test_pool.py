@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from se_inject.errors import LoadError
-from se_inject.many import machine
-from se_inject.many.pool import Failure, run
+from se_inject.parallel import machine
+from se_inject.parallel.pool import Failure, run
 
 ROOT = Path(__file__).parent.parent
 GB = 10**9
@@ -85,7 +85,7 @@ def test_who_stops_listening_stops_the_processes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_processes_end_with_their_parent(number: int, tmp_path: Path) -> None:
     task = f"mark {tmp_path / 'pid'}"
-    code = f"from se_inject.many.pool import run; from tests.test_pool import work; list(run([{task!r}], work))"
+    code = f"from se_inject.parallel.pool import run; from tests.test_pool import work; list(run([{task!r}], work))"
     parent = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

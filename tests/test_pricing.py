@@ -10,7 +10,7 @@ from torch import nn
 
 import se_inject
 from se_inject.checks.pricing import pricing
-from se_inject.planning import make_plan
+from se_inject.injection.plan import make_plan
 from se_inject.surgery.splice import make_block
 from tests.nets import Basic, Fn, Net, conv
 

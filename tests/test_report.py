@@ -17,7 +17,7 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from se_inject.errors import LoadError, VerifyError
-from se_inject.injection import rewritten
+from se_inject.injection.inject import rewritten
 from se_inject.report import tables
 from se_inject.report.formats import from_json, render_checks, render_plan, schema, to_json, to_markdown, to_terminal
 from se_inject.report.html.page import to_html

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from se_inject.errors import RulesError
-from se_inject.rules.rulefile import MAX_BYTES, read_yaml
 from se_inject.rules.schema import Rules, read
 from se_inject.rules.select import CONDITIONS, matches, names_of, refusal, select
+from se_inject.rules.yaml_file import MAX_BYTES, read_yaml
 from se_inject.types import Carrier, Site
 
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 import se_inject
-from se_inject.search.inputs import Inputs, resolve
-from se_inject.search.modes import train_only
+from se_inject.inputs import Inputs, resolve
 from se_inject.search.sites import Found, find
-from se_inject.search.trace import trace
+from se_inject.search.train_mode import train_only
+from se_inject.trace.record import trace
 from se_inject.types import Carrier, Site
 from tests.helpers import randomise
 from tests.nets import (

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from se_inject.errors import TraceError
-from se_inject.search.skeleton import HOOKED, HOOKS, share, skeleton, tensors, to_meta
+from se_inject.trace.skeleton import HOOKED, HOOKS, share, skeleton, tensors, to_meta
 from tests.nets import NETS, Basic, Functional, conv
 
 

@@ -16,8 +16,8 @@ from torchvision.models.googlenet import GoogLeNet
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.models.shufflenetv2 import InvertedResidual
 
-from se_inject.surgery.generated import generated
-from se_inject.surgery.source import Edit, find, indented, is_name, method_source, parse, returned, rewrite, self_name
+from se_inject.surgery.classes import generated
+from se_inject.trace.source import Edit, find, indented, is_name, method_source, parse, returned, rewrite, self_name
 from tests.tiny import at, changes
 
 METHOD = '''    def forward(self, x, scale=1.0):  # the entry

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 import se_inject
 from se_inject.errors import LoadError, PlanMismatchError, SEInjectError, VerifyError, WriteError
-from se_inject.files.formats import Subject, whole
-from se_inject.files.tensorfile import read_tensors, tensors_writer
-from se_inject.files.weightfiles import read_weights
+from se_inject.output.formats import Subject, whole
+from se_inject.output.tensors import read_tensors, tensors_writer
+from se_inject.output.weights import read_weights
 from tests.helpers import randomise
 from tests.tiny import SIZE, Chain, Residual, image, inject, net, open_gates
 

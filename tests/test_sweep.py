@@ -20,13 +20,14 @@ import se_inject
 from se_inject.cli import main
 from se_inject.cli.convert import convert
 from se_inject.cli.sweep import sweep
+from se_inject.commands.request import DEFAULTS, RULE_OPTIONS
+from se_inject.commands.sweep import grid, pareto
+from se_inject.commands.sweep import table as sweep_table
+from se_inject.commands.sweep.grid import Point
+from se_inject.commands.sweep.rows import Row, rows_of
 from se_inject.errors import LoadError, RulesError
-from se_inject.many import grid, pareto, sweep_table
-from se_inject.many.grid import Point
-from se_inject.many.sweep import Row, rows_of
+from se_inject.inputs import resolve
 from se_inject.rules.schema import read
-from se_inject.search.inputs import resolve
-from se_inject.workflow.given import DEFAULTS, RULE_OPTIONS
 from tests.nets import Basic
 
 POINTS = tuple(
@@ -306,7 +307,7 @@ def test_a_block_of_ones_own_is_known_in_other_processes(here: Path) -> None:
 def test_refused_in_one_line_before_anything_starts(
     here: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
 ) -> None:
-    monkeypatch.setattr("se_inject.workflow.sweep.run", None)
+    monkeypatch.setattr("se_inject.commands.sweep.run.run", None)
     (here / "there.csv").touch()
     (here / "entry.yaml").write_text("sites: [{stages: 1}, {block: {name: se, gate: nope}}]")
     result = run("sweep_nets:make", *options)

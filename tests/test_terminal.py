@@ -11,9 +11,9 @@ from rich.console import Console
 from torch import nn
 
 from se_inject import inject
-from se_inject.files import store
-from se_inject.files.weightfiles import weights_files
-from se_inject.terminal import Terminal, amount_text
+from se_inject.cli.terminal import Terminal, amount_text
+from se_inject.output import folder as store
+from se_inject.output.weights import weights_files
 
 SIZE = (3, 16, 16)
 

@@ -15,14 +15,14 @@ from torch import fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from se_inject.errors import TraceError
-from se_inject.search.calls import Call, Trace
+from se_inject.inputs import Inputs, resolve
 from se_inject.search.chains import chain
 from se_inject.search.flow import joins
-from se_inject.search.inputs import Inputs, resolve
 from se_inject.search.nodes import data, name_of, op, result
 from se_inject.search.sites import find
-from se_inject.search.spots import Spot
-from se_inject.search.trace import trace
+from se_inject.trace.calls import Call, Trace
+from se_inject.trace.record import trace
+from se_inject.trace.spots import Spot
 from tests.nets import NETS, Basic, DropPath, Fn, Functional, Net, body, conv, unit
 
 

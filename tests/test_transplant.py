@@ -13,10 +13,10 @@ import torchvision
 from torch import nn
 
 import se_inject
+from se_inject.inputs import resolve
 from se_inject.rules.presets import PRESETS
 from se_inject.search.chains import chain
-from se_inject.search.inputs import resolve
-from se_inject.search.trace import trace
+from se_inject.trace.record import trace
 from tests.helpers import randomise
 
 SIZE = (3, 64, 64)

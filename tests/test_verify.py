@@ -13,14 +13,15 @@ from torch import nn
 from torch.nn import functional as F
 
 import se_inject
-from se_inject import planning
-from se_inject.checks import baseline, verify
-from se_inject.checks.baseline import Run, digests, preserved, run, tensors_in
+from se_inject.checks import reference as baseline
+from se_inject.checks import verify
+from se_inject.checks.reference import Run, digests, preserved, run, tensors_in
 from se_inject.errors import VerifyError
-from se_inject.search.inputs import from_shape
-from se_inject.search.trace import trace
+from se_inject.injection.inject import plan as planning
+from se_inject.inputs import from_shape
 from se_inject.surgery import splice
-from se_inject.surgery.spec import differences
+from se_inject.surgery.expected import differences
+from se_inject.trace.record import trace
 from se_inject.types import Check, Cost, Plan, SiteCost, dump
 from tests.tiny import SIZE, Layers, Net, Residual, image, inject, net, open_gates
 

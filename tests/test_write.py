@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from se_inject.errors import LoadError, WriteError
-from se_inject.files.write import check_output, read_tensors, tensors_writer, write
+from se_inject.output.atomic import check_output, read_tensors, tensors_writer, write
 from se_inject.types import Artifact
 
 FILES = {"plan.json": b"{}\n", "model.safetensors": b"weights", "report.md": b""}

@@ -8,8 +8,8 @@ from typing import Any
 import timm
 import torchvision
 
+from se_inject.inputs import Inputs, dtype_of, from_shape
 from se_inject.models.loading import Loaded, load_model
-from se_inject.search.inputs import Inputs, dtype_of, from_shape
 
 # Detectors scale their images up to 800 pixels; a small one shows the same.
 SMALL = {"min_size": 96, "max_size": 128}

@@ -17,7 +17,7 @@ from torch import nn
 
 from se_inject.blocks.block import Block
 from se_inject.errors import LoadError, RulesError, closest
-from se_inject.models.factories import find
+from se_inject.importing import find
 from se_inject.types import BlockSpec, Site
 
 REGISTERED: dict[str, Block] = {}

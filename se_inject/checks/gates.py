@@ -14,8 +14,8 @@ from se_inject.blocks import is_block
 from se_inject.blocks.cbam import Cbam
 from se_inject.blocks.parts import GATES
 from se_inject.blocks.plain_se import PlainSE
-from se_inject.checks import baseline
-from se_inject.search.inputs import Inputs
+from se_inject.checks import reference as baseline
+from se_inject.inputs import Inputs
 from se_inject.types import GateStats
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from se_inject.checks.measure import batch_size, measure
+from se_inject.checks.cost import batch_size, measure
+from se_inject.inputs import Inputs
 from se_inject.rules.budget import Price
-from se_inject.search.inputs import Inputs
 from se_inject.search.nodes import shape
 from se_inject.search.sites import Found
 from se_inject.surgery import splice

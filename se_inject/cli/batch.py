@@ -72,11 +72,11 @@ def batch(
       se-inject batch models.csv -o out --jobs 4 --memory 16GB
       se-inject batch models.jsonl -o out --factory my_models:make_net --dry-run
     """
-    from se_inject.files.weightfiles import parse_size
-    from se_inject.many.jobs import Options
-    from se_inject.many.summary import counts
-    from se_inject.terminal import Terminal
-    from se_inject.workflow import batch as work
+    from se_inject.cli.terminal import Terminal
+    from se_inject.commands.batch import run as work
+    from se_inject.commands.batch.jobs import Options
+    from se_inject.commands.batch.summary import counts
+    from se_inject.output.weights import parse_size
 
     if ray is not None and (jobs or memory):
         raise click.UsageError("--jobs and --memory are for this machine; with --ray the cluster decides.")

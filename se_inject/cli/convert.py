@@ -50,8 +50,8 @@ def convert(
       se-inject convert my_models:make_net --checkpoint best.safetensors --input-size 3,192,192 -o out
       se-inject convert timm:resnet50 --pretrained --format safetensors,onnx,pt2 -o out
     """
-    from se_inject.terminal import Terminal
-    from se_inject.workflow import convert as work
+    from se_inject.cli.terminal import Terminal
+    from se_inject.commands import convert as work
 
     with Terminal(quiet=quiet, results=not as_json) as screen:
         report = work.convert(

@@ -28,8 +28,8 @@ def list_(what: str, pattern: str | None, schema: bool, as_json: bool, quiet: bo
       se-inject list models '*resnet50*'
       se-inject list report --schema > report.schema.json
     """
-    from se_inject.terminal import Terminal
-    from se_inject.workflow import listing as work
+    from se_inject.cli.terminal import Terminal
+    from se_inject.commands import listing as work
 
     if schema:
         if what not in SCHEMAS:

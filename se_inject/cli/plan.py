@@ -39,8 +39,8 @@ def plan(
       se-inject plan timm:regnetx_002 -o plan.json
       se-inject plan timm:resnet50 --explain layer1.0
     """
-    from se_inject.terminal import Terminal
-    from se_inject.workflow import plan as work
+    from se_inject.cli.terminal import Terminal
+    from se_inject.commands import plan as work
 
     if explain is not None:
         if output is not None:

@@ -26,8 +26,8 @@ def remove(
     Example:
       se-inject remove out -o base
     """
-    from se_inject.terminal import Terminal
-    from se_inject.workflow import remove as work
+    from se_inject.cli.terminal import Terminal
+    from se_inject.commands import remove as work
 
     with Terminal(quiet=quiet, results=not as_json) as screen:
         summary = work.remove(folder, output, model, model_arg, force=force, screen=screen)

@@ -35,8 +35,8 @@ def report(
       se-inject report out --format html -o report.html
       se-inject report out --json | jq .after.parameters
     """
-    from se_inject.terminal import Terminal
-    from se_inject.workflow import report as work
+    from se_inject.cli.terminal import Terminal
+    from se_inject.commands import report as work
 
     if as_json and kind not in (None, "json"):
         raise click.UsageError(f"--json is --format json; --format {kind} cannot be given with it.")

@@ -73,8 +73,8 @@ def sweep(
       se-inject sweep torchvision:resnet18 timm:resnet18 --rules se-resnet,ecanet
       se-inject sweep 'timm:regnetx_00[24]' --ratio 8,16 --csv costs.csv --plot costs.svg
     """
-    from se_inject.terminal import Terminal
-    from se_inject.workflow import sweep as work
+    from se_inject.cli.terminal import Terminal
+    from se_inject.commands.sweep import run as work
 
     with Terminal(quiet=quiet, results=not as_json, steps=2) as screen:
         rows = work.sweep(models, given, csv=csv, plot=plot, force=force, jobs=jobs or 0, screen=screen)
@@ -82,7 +82,7 @@ def sweep(
         for output in filter(None, (csv, plot)):
             screen.line(f"Written to {output}")
     if as_json:
-        from se_inject.many.sweep_table import records
+        from se_inject.commands.sweep.table import records
 
         click.echo(json.dumps(records(rows), indent=1))
     if all(row.failed for row in rows):

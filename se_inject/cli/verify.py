@@ -27,8 +27,8 @@ def verify(
       se-inject verify out --model my_models:make_net
     """
     from se_inject.checks.verify import require
-    from se_inject.terminal import Terminal
-    from se_inject.workflow import verify as work
+    from se_inject.cli.terminal import Terminal
+    from se_inject.commands import verify as work
 
     with Terminal(quiet=quiet, results=not as_json) as screen:
         checks = work.verify(folder, model, model_arg, trusted=run_pt2, screen=screen)

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from se_inject.checkpoints.wrappers import Keys
 from se_inject.errors import LoadError, closest
-from se_inject.files.wrappers import Keys
 
 OWN = ("_parameters", "_buffers", "_modules")
 LISTED = 10  # keys that a message names

@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import nn
 
+from se_inject.checkpoints.checkpoint import blocked_globals, read_state_dict
+from se_inject.checkpoints.wrappers import match_keys
 from se_inject.errors import LoadError
-from se_inject.files.checkpoint import blocked_globals, read_state_dict
-from se_inject.files.hashing import sha256
-from se_inject.files.wrappers import match_keys
+from se_inject.hashing import sha256
 from se_inject.models.assign import assign, build_empty, lacks_values
 from se_inject.models.remap import remap
 from se_inject.models.zoos import build_model, input_kind, input_size, parse_model_args, weights_name

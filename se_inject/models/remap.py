@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from se_inject.files.wrappers import Keys
-from se_inject.models.factories import import_or_refuse
+from se_inject.checkpoints.wrappers import Keys
+from se_inject.importing import import_or_refuse
 from se_inject.models.zoos import split_spec
 
 Filter = Callable[[dict[str, Any], nn.Module], dict[str, Any]]

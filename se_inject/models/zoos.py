@@ -16,9 +16,9 @@ from typing import Any
 from torch import nn
 
 from se_inject.errors import LoadError, closest
-from se_inject.models.factories import factory_call, import_or_refuse, one_line
+from se_inject.importing import factory_call, import_or_refuse, one_line
+from se_inject.inputs import default_size
 from se_inject.models.offline import cache_only_without_network
-from se_inject.search.inputs import default_size
 
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 # Constructor arguments that would load weights behind the tool's back.

@@ -9,7 +9,7 @@ import typing
 from typing import Any
 
 from se_inject.errors import LoadError
-from se_inject.files.jsonfile import other_schema, parse
+from se_inject.json_strict import other_schema, parse
 from se_inject.report.markdown import to_markdown
 from se_inject.report.tables import check_sums
 from se_inject.report.text import render_checks, render_plan, to_terminal

@@ -9,8 +9,8 @@ from typing import Any
 
 from se_inject.blocks import Block, find_block
 from se_inject.errors import RulesError, closest
+from se_inject.rules.auto import choose
 from se_inject.rules.budget import RATIOS
-from se_inject.rules.policies import choose
 from se_inject.rules.schema import Rules
 from se_inject.rules.select import Answer, included, refusal, select
 from se_inject.types import Decision, Site

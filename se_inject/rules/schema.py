@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from se_inject.errors import RulesError, closest, sentence
-from se_inject.rules.rulefile import read_yaml
+from se_inject.rules.yaml_file import read_yaml
 from se_inject.types import BlockSpec, Site, to_dict
 
 PLACEMENTS = (

@@ -7,9 +7,9 @@ import operator
 
 from torch import fx
 
-from se_inject.search.calls import Call
 from se_inject.search.nodes import data, name_of, op, per_node, result, shape
 from se_inject.search.words import LAST_AXES
+from se_inject.trace.calls import Call
 
 
 @per_node

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from se_inject.search.axes import area, channel_axis, channels
-from se_inject.search.calls import Call
 from se_inject.search.flow import Join, concats, dense, joins
 from se_inject.search.nodes import shape
+from se_inject.trace.calls import Call
 
 
 @dataclass(eq=False)

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from se_inject.search.calls import Call
 from se_inject.search.chains import chain, gate, steps
 from se_inject.search.nodes import data, result
 from se_inject.search.words import Op
+from se_inject.trace.calls import Call
 
 BETWEEN = ("act", "norm", "pass", "scale", "bias", "permute")  # what may stand between a value and its gate
 

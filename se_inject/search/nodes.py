@@ -11,8 +11,8 @@ from torch import fx
 from torch.nn.modules import conv
 
 from se_inject.blocks import is_block
-from se_inject.search.calls import Call
 from se_inject.search.words import FILES, FUNCTIONS, MODULES, Op
+from se_inject.trace.calls import Call
 
 T = TypeVar("T")
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from se_inject.search.calls import Call
 from se_inject.search.candidates import Flow
 from se_inject.search.chains import chain, gate, passes
 from se_inject.search.nodes import data, op, result, shape
 from se_inject.search.units import side_by_side, unit
 from se_inject.search.words import PRODUCTS, SIGMOIDS, Op
+from se_inject.trace.calls import Call
 
 
 @dataclass

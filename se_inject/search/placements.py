@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from torch import fx
 
 from se_inject.search.axes import area, channel_axis, channels
-from se_inject.search.calls import Call
 from se_inject.search.candidates import Candidate, Flow
 from se_inject.search.chains import chain, depth, gate, holds_gate, passes
 from se_inject.search.flow import end
@@ -18,6 +17,7 @@ from se_inject.search.gated import begins_gated, gated, gated_next
 from se_inject.search.inner import early, inner
 from se_inject.search.nodes import data, result, shape
 from se_inject.search.units import acts, behind, gates, tail, unit
+from se_inject.trace.calls import Call
 
 
 def standard(flow: Flow, call: Call) -> Iterator[Candidate]:

@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import fx, nn
 
-from se_inject.rules.policies import AUTO
+from se_inject.rules.auto import AUTO
 from se_inject.search.axes import area, channel_axis
 from se_inject.search.axes import channels as channels_of
-from se_inject.search.calls import CONTAINERS, Call, Trace
 from se_inject.search.candidates import Candidate, Flow
+from se_inject.search.carriers import Index, batch_norm, carrier, edge
 from se_inject.search.flow import Join
 from se_inject.search.nodes import result, shape
 from se_inject.search.placements import PLACEMENTS
-from se_inject.surgery.carriers import Index, batch_norm, carrier, edge
-from se_inject.surgery.source import detour
+from se_inject.trace.calls import CONTAINERS, Call, Trace
+from se_inject.trace.source import detour
 from se_inject.types import Carrier, Site
 
 BLOCKS = ("standard", "inner", "concat")  # placements that say where the model's blocks are

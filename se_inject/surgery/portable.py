@@ -19,8 +19,8 @@ from typing import Any
 from safetensors import safe_open
 from torch import nn
 
-from se_inject.surgery.generated import by_method, class_source, wrapping
-from se_inject.surgery.source import Edit
+from se_inject.surgery.classes import by_method, class_source, wrapping
+from se_inject.trace.source import Edit
 
 PACKAGE = __name__.partition(".")[0]
 

@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from se_inject.checks import baseline, verify
+from se_inject.checks import reference as baseline
+from se_inject.checks import verify
+from se_inject.checks.cost import measure
 from se_inject.checks.gates import statistics
-from se_inject.checks.measure import measure
 from se_inject.errors import SEInjectError, TraceError
 from se_inject.guard import unwrap
-from se_inject.injection import Injection, as_planned, realise
-from se_inject.planning import follow_plan
-from se_inject.search.inputs import Inputs, resolve
+from se_inject.injection.inject import Injection, as_planned, realise
+from se_inject.injection.plan import follow_plan
+from se_inject.inputs import Inputs, resolve
 from se_inject.surgery import splice
 from se_inject.surgery.fingerprint import fingerprint
 from se_inject.types import Cost, Decision, Plan

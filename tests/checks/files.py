@@ -24,9 +24,9 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 from torch import nn
 
+from se_inject.checkpoints.checkpoint import read_state_dict
 from se_inject.cli import main
 from se_inject.errors import LoadError
-from se_inject.files.checkpoint import read_state_dict
 
 STATE = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([7])}
 

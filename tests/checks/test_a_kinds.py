@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from se_inject.checkpoints import checkpoint
+from se_inject.checkpoints import kind as filekind
+from se_inject.checkpoints.checkpoint import read_state_dict
 from se_inject.errors import LoadError
-from se_inject.files import checkpoint, filekind
-from se_inject.files.checkpoint import read_state_dict
 from tests.checks.files import MAKERS, SAVERS, STATE, make_distributed, refusal, refused, same, save_shards
 
 READABLE = {*SAVERS, "shards"}

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from se_inject.files.checkpoint import read_state_dict
-from se_inject.files.wrappers import match_keys
+from se_inject.checkpoints.checkpoint import read_state_dict
+from se_inject.checkpoints.wrappers import match_keys
 from se_inject.models.assign import assign
 from se_inject.models.loading import load_model
 from tests.checks.files import refused, save_legacy, save_shards

@@ -26,8 +26,8 @@ import se_inject
 from se_inject.api import Injection
 from se_inject.cli import main
 from se_inject.errors import WriteError
-from se_inject.files.formats import FORMATS
-from se_inject.files.write import check_output
+from se_inject.output.atomic import check_output
+from se_inject.output.formats import FORMATS
 from tests.helpers import randomise
 from tests.test_write import content, in_child
 from tests.tiny import image, inject, net, open_gates

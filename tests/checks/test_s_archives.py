@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from se_inject.checkpoints.checkpoint import read_state_dict
 from se_inject.errors import LoadError
-from se_inject.files.checkpoint import read_state_dict
 from tests.checks.files import STATE, refusal, refused, same, save_legacy
 
 

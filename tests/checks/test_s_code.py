@@ -22,11 +22,11 @@ from click.testing import CliRunner
 from torch import nn
 
 import se_inject
+from se_inject.checkpoints.checkpoint import blocked_globals, read_state_dict
 from se_inject.cli import main
+from se_inject.cli.terminal import Terminal
 from se_inject.errors import RulesError
-from se_inject.files.checkpoint import blocked_globals, read_state_dict
 from se_inject.rules.schema import read
-from se_inject.terminal import Terminal
 from tests.checks.files import SAVERS, STATE, Call, refusal, refused, same, write_zip
 from tests.checks.payloads import pickled
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from se_inject.files.checkpoint import read_state_dict
+from se_inject.checkpoints.checkpoint import read_state_dict
 from tests.checks.files import STATE, TORCH_FILES, legacy, refusal, same, write_zip
 
 # Pickles that are small and cost much: (body, what is said)
@@ -74,7 +74,7 @@ def test_s5_costly_pickles_are_refused_before_they_run(
 
 def test_s5_a_view_within_its_storage_is_no_bomb() -> None:
     """The negative twin of the views above."""
-    from se_inject.files.picklescan import scan
+    from se_inject.checkpoints.pickle_scan import scan
 
     for offset, size, stride in ((0, "(I4\nt", "(I1\nt"), (3, "(I1\nt", "(I9\nt"), (0, "(I2\nI2\nt", "(I2\nI1\nt")):
         found = scan(io.BytesIO(b"\x80\x02" + view(offset, size, stride)))
@@ -96,7 +96,7 @@ def test_s5_usual_keys_are_read(tmp_path: Path) -> None:
 def test_s5_long_pickles_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_zip(b"\x80\x02" + b"]" * 20_000 + b"a" * 19_999 + b".", tmp_path / "deep.pt")
     assert "holds a list, not a state dict" in refusal(tmp_path / "deep.pt")
-    monkeypatch.setattr("se_inject.files.picklescan.OPERATIONS", 1000)
+    monkeypatch.setattr("se_inject.checkpoints.pickle_scan.OPERATIONS", 1000)
     assert "more than 1,000 operations" in refusal(tmp_path / "deep.pt")
 
 
@@ -162,8 +162,8 @@ COSTLY: dict[str, Callable[[], bytes]] = {
 MEASURE = """
 import os, sys, time
 from se_inject.errors import LoadError
-from se_inject.files.checkpoint import read_state_dict
-from se_inject.files.safefile import read_safetensors  # imports torch
+from se_inject.checkpoints.checkpoint import read_state_dict
+from se_inject.checkpoints.safetensors_file import read_safetensors  # imports torch
 import numpy, safetensors
 
 def status(name):

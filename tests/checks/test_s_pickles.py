@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from se_inject.files.checkpoint import blocked_globals
+from se_inject.checkpoints.checkpoint import blocked_globals
 from tests.checks.files import STATE, TORCH_FILES, Call, refusal, refused, write_zip
 from tests.checks.payloads import CONTAINERS, LIVE, NAMED, code, pickled
 

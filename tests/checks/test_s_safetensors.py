@@ -13,8 +13,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from se_inject.checkpoints.checkpoint import read_state_dict
 from se_inject.errors import LoadError
-from se_inject.files.checkpoint import read_state_dict
 from tests.checks.files import refusal, refused, same
 
 ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}

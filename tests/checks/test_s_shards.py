@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from se_inject.checkpoints import kind as filekind
+from se_inject.checkpoints.checkpoint import read_state_dict
 from se_inject.errors import LoadError
-from se_inject.files import filekind
-from se_inject.files.checkpoint import read_state_dict
 from tests.checks.files import STATE, refusal, refused, same, save_shards
 
 THREE = {**STATE, "c": torch.ones(2)}

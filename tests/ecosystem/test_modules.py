@@ -12,7 +12,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 import se_inject
-from se_inject.surgery import generated
+from se_inject.surgery import classes as generated
 from tests.ecosystem.cases import Case, close, out, over
 
 

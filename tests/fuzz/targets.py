@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 import se_inject
-from se_inject.files.checkpoint import blocked_globals, read_state_dict
-from se_inject.files.planfile import read_plan
+from se_inject.checkpoints.checkpoint import blocked_globals, read_state_dict
+from se_inject.output.plan_file import read_plan
 from se_inject.rules.presets import PRESETS
 from se_inject.rules.schema import FIELDS, INITS, PLACEMENTS, read
 from tests.checks.files import STATE, legacy, save_shards, write_zip

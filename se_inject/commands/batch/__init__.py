@@ -1,0 +1,1 @@
+"""``se-inject batch``: what is to be done, and what became of it."""

@@ -1,0 +1,91 @@
+"""What an entry of a manifest takes, a line each in ``COLUMNS``, and how the values are read."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from se_inject.commands.request import size_from
+from se_inject.errors import RulesError, closest
+from se_inject.inputs import KINDS
+from se_inject.models.zoos import parse_model_args
+
+
+@dataclass(frozen=True)
+class Column:
+    """How the value of a column is read (raises ``ValueError`` or a refusal), and a sentence for the reference."""
+
+    read: Callable[[Any], Any]
+    doc: str
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"takes a text, found {value!r}")
+    return value.strip()
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list):
+        raise ValueError(f"takes a text or a list of texts, found {value!r}")
+    return tuple(_text(part) for part in parts)
+
+
+def _flag(value: Any) -> bool:
+    words = {"true": True, "false": False}
+    found = words.get(value.strip().lower()) if isinstance(value, str) else value
+    if not isinstance(found, bool):
+        raise ValueError(f"takes true or false, found {value!r}")
+    return found
+
+
+def _number(value: Any) -> int:
+    found = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+    if type(found) is not int or found < 0:
+        raise ValueError(f"takes a whole number from 0, found {value!r}")
+    return found
+
+
+def _sides(value: Any) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, list) else _text(value)
+    try:
+        size_from(text)
+    except RulesError as error:  # it speaks of an option
+        raise ValueError(f"{text!r}: expected whole numbers above 0, such as 3,224,224") from error
+    return text
+
+
+def _kind(value: Any) -> str:
+    kind = _text(value)
+    if kind not in KINDS:
+        raise ValueError(f"{kind!r} is not known.{closest(kind, KINDS)}")
+    return kind
+
+
+def _args(value: Any) -> tuple[str, ...]:
+    pairs = shlex.split(value) if isinstance(value, str) else []
+    if not isinstance(value, str | dict):
+        raise ValueError(f"takes a mapping, or num_classes=10 in_chans=1, found {value!r}")
+    if isinstance(value, dict):
+        pairs = [f"{name}={item!r}" for name, item in value.items()]
+    return tuple(f"{name}={item!r}" for name, item in sorted(parse_model_args(pairs).items()))
+
+
+COLUMNS = {
+    "model": Column(_text, "`timm:NAME`, `torchvision:NAME`, or `pkg.module:factory` if `--factory` allows it"),
+    "model_args": Column(_args, "constructor options: a mapping, or `num_classes=10 in_chans=1`"),
+    "checkpoint": Column(_text, "a file, a folder, or a glob, which stands for one entry for each file"),
+    "pretrained": Column(_flag, "true: weights that the library downloads"),
+    "random_init": Column(_flag, "true: random weights, on purpose"),
+    "allow_missing": Column(_texts, "globs of keys that the checkpoint may lack"),
+    "ema": Column(_flag, "averaged (true) or raw weights, where a checkpoint has both"),
+    "input_size": Column(_sides, "`3,224,224`; default: the model's own configuration"),
+    "input_kind": Column(_kind, "`batch`, `list` or `pair`; default: what the model takes"),
+    "rules": Column(lambda value: value, "a mapping, the name of a placement or preset, or a YAML file"),
+    "formats": Column(_texts, "`safetensors,onnx`, ...; default `safetensors`"),
+    "seed": Column(_number, "of new weights and of the probe; default 0"),
+    "name": Column(_text, "of its folder, `{folder}-{stem}`, say; default `{stem}`, or `{model}` without a checkpoint"),
+}  # fmt: skip

@@ -1,0 +1,67 @@
+"""How much memory a job takes, known before it starts: from a run of its architecture without data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from se_inject.checks.cost import measure
+from se_inject.commands.batch.jobs import Job, given
+from se_inject.commands.batch.manifest import Entry
+from se_inject.commands.request import inputs_from, load
+from se_inject.commands.screen import Listener
+from se_inject.guard import unwrap
+from se_inject.injection.plan import survey
+from se_inject.parallel import machine
+from se_inject.rules.auto import needed
+from se_inject.rules.schema import Rules
+
+ROOM = 64 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What of an entry decides how much memory it takes: one for all checkpoints of a model."""
+
+    model: str
+    model_args: tuple[str, ...]
+    input_size: str
+    input_kind: str
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Of an architecture, from a run of it without data."""
+
+    base: int  # bytes of a process that has traced and counted it: interpreter, libraries, modules, graph
+    weights: int  # bytes of parameters and buffers
+    activations: int  # bytes that one sample makes
+
+
+UNKNOWN = Footprint(1 << 30, 0, 0)  # of a model that does not run without data; its checkpoint is counted in any case
+
+
+def architecture(entry: Entry) -> Architecture:
+    return Architecture(entry.model, entry.model_args, entry.input_size, entry.input_kind)
+
+
+def footprint(of: Architecture) -> Footprint:
+    """Trace and count the model on the meta device. Meant for a process of its own, whose memory it reads."""
+    options = given(Entry(0, of.model, "", Rules(), of.model_args, input_size=of.input_size, input_kind=of.input_kind))
+    loaded = load(of.model, options, Listener(), weights_needed=False)
+    model = unwrap(loaded.model)
+    inputs = inputs_from(options, loaded)
+    survey(model, inputs, needed(("auto",)), 0)
+    cost = measure(model, inputs).cost
+    tensors = [*model.parameters(), *model.buffers()]
+    return Footprint(machine.resident("VmHWM"), sum(t.nbytes for t in tensors), cost.activation_bytes)
+
+
+def need(job: Job, found: Footprint) -> int:
+    """Bytes that a job takes at most.
+
+    That is what its process has anyway; the weights, twice, as what was written is read back, and once more for each
+    program that is exported; the file that they come from, which is read as a whole in torch's old format; what one
+    sample makes, and a quarter more for what functions between modules make; and some room.
+    """
+    exports = len(set(job.entry.formats) - {"safetensors", "adapter"})
+    return found.base + (2 + exports) * found.weights + job.size + found.activations * 5 // 4 + ROOM

@@ -1,0 +1,42 @@
+"""``se-inject remove``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from se_inject.checks import reference as baseline
+from se_inject.commands.folder import open_folder, trusting
+from se_inject.commands.screen import Screen
+from se_inject.output.atomic import check_output, write
+from se_inject.output.names import TENSORS
+from se_inject.output.weights import weights_files
+from se_inject.surgery import splice
+
+
+def remove(
+    folder: Path, output: Path, spec: str | None, model_arg: Iterable[str], *, force: bool, screen: Screen
+) -> dict[str, Any]:
+    """Write the base model's weights from an output folder."""
+    files = [folder]
+    check_output(output, force=force, inputs=files)
+    screen.step("load")
+    with trusting(folder):
+        model, made = open_folder(folder, spec, model_arg)
+        screen.step("remove")
+        base = splice.remove(model, inplace=True)
+    state = base.state_dict()
+    same = sum(baseline.digest(t) == made.baseline.tensors.get(name) for name, t in state.items())
+    write(output, weights_files(state, advance=screen.advance), force=force, inputs=files)
+    total = len(state)
+    known = (
+        f"{same} of {total} tensors have the hashes of the original" if made.baseline.tensors else f"{total} tensors"
+    )
+    return {
+        "output": str(output),
+        "removed": len(made.insertions),
+        "tensors": total,
+        "identical": same,
+        "summary": f"{len(made.insertions)} blocks removed; {known}; written {output / TENSORS}",
+    }

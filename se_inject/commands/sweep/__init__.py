@@ -1,0 +1,1 @@
+"""``se-inject sweep``: costs of many models over a grid of rules."""

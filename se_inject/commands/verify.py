@@ -1,0 +1,97 @@
+"""``se-inject verify``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from se_inject.checks import trained
+from se_inject.checks import verify as checking
+from se_inject.checks.cost import measure
+from se_inject.commands.folder import open_folder, trusting
+from se_inject.commands.report import files_check, read_report
+from se_inject.commands.screen import Screen
+from se_inject.inputs import Inputs, dtype_of, from_shape
+from se_inject.output import folder as store
+from se_inject.output.folder import formats_in
+from se_inject.output.formats import FORMATS, Subject
+from se_inject.output.weights import shard_names
+from se_inject.types import Check, Plan, Report, SiteCost
+
+
+def verify(
+    folder: Path, spec: str | None, model_arg: Iterable[str], *, trusted: bool = False, screen: Screen
+) -> tuple[Check, ...]:
+    """Check an output folder by itself: against the hashes, the probe and the figures that it carries.
+
+    ``trusted``: a program in it may be run.
+    """
+    screen.step("load")
+    report = read_report(folder)
+    with trusting(folder):
+        if shard_names(folder):
+            model, made = open_folder(folder, spec, model_arg)
+            probe = inputs_of(made, dtype_of(model))
+            checks = _whole(folder, report, model, made, probe, screen)
+            subject = Subject(made, example_of(made, dtype_of(model)) or probe, model, trusted=trusted)
+        else:
+            made = store.read_plan(folder / store.PLAN)
+            checks = [files_check(folder, report), Check("outputs (eval)", None, "no file here holds all weights")]
+            subject = Subject(made, inputs_of(made, torch.float32), trusted=trusted)
+        for name in formats_in(folder):
+            if name != "safetensors":  # that is the model itself
+                screen.step(name)
+                checks.append((FORMATS[name].inspect or FORMATS[name].check)(folder, subject))
+    return tuple(checks)
+
+
+def _whole(
+    folder: Path, report: Report, model: nn.Module, made: Plan, probe: Inputs | None, screen: Screen
+) -> list[Check]:
+    """The checks on a folder that holds all weights."""
+    screen.step("checks")
+    checks = [files_check(folder, report)]
+    if not made.baseline.tensors:
+        reason = "the folder was written without checks (--no-verify)"
+        return [*checks, Check("keys", None, reason), Check("outputs (eval)", None, reason)]
+    checks.append(trained.unchanged(model, made) if made.trained else checking.keys(made.baseline.tensors, model, made))
+    checks.append(checking.against_baseline(model, probe, made))
+    if probe is not None:
+        found = checking.reached(model, probe, made)
+        # training may close a gate for good: no fault of the insertion
+        checks.append(replace(found, passed=None) if made.trained and found.passed is False else found)
+    if (example := example_of(made, dtype_of(model))) is not None:
+        measured = measure(model, example, [d.key for d in made.insertions])
+        sites = tuple(
+            SiteCost(d.site.id, c.parameters, c.macs, c.elementwise, c.activation_bytes)
+            for d in made.insertions
+            for c in [measured.by_module[d.key]]
+        )
+        checks.append(checking.overhead(report.before, measured.cost, sites))
+    return checks
+
+
+def inputs_of(made: Plan, dtype: torch.dtype) -> Inputs | None:
+    """The probe of a plan: seeded noise of the size that it names."""
+    shape = made.baseline.probe
+    return from_shape(tuple(shape), dtype, made.seed, _kind(made)) if shape else None
+
+
+def _kind(made: Plan) -> str:
+    """How the inputs of a plan were made from a shape: one of ``inputs.KINDS``."""
+    args = made.inputs.get("args", []) if isinstance(made.inputs, dict) else []
+    return "pair" if len(args) == 2 else "list" if args and isinstance(args[0], list) else "batch"
+
+
+def example_of(made: Plan, dtype: torch.dtype) -> Inputs | None:
+    """The input for which the costs were counted, if it was made from a shape."""
+    args, kind = made.inputs.get("args", []) if isinstance(made.inputs, dict) else [], _kind(made)
+    text = args[0][0] if kind == "list" else next(iter(args), "")
+    if not made.baseline.probe or not isinstance(text, str) or "[" not in text:
+        return None
+    sides = tuple(int(n) for n in text.partition("[")[2].rstrip("]").split(","))
+    return from_shape(sides if kind == "list" else sides[1:], dtype, made.seed, kind)

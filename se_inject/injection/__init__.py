@@ -1,0 +1,1 @@
+"""From a model to a plan, and from a plan to a checked result."""

@@ -1,0 +1,1 @@
+"""Output folders and files: written all or nothing, and read again."""

@@ -1,0 +1,149 @@
+"""``model.onnx``: one file for ONNX Runtime and its relatives, checked by both right after it is written."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from se_inject.checks.reference import first_line, run
+from se_inject.checks.verify import against_outputs
+from se_inject.errors import WriteError
+from se_inject.inputs import Inputs
+from se_inject.output.formats.exporting import batched, cases, close, in_words, label, tensors
+from se_inject.output.formats.subject import Content, Subject
+from se_inject.types import Check
+
+NAME = "model.onnx"
+CHECK = "model.onnx"
+LARGEST = 2**31 - 2**20  # bytes: protobuf ends at 2 GiB
+RUNTIME = 1e-4  # of the outputs' size: other kernels than torch's
+SIZES = {0: "batch", 2: "height", 3: "width"}
+
+
+def write(subject: Subject) -> Mapping[str, Content]:
+    """The exported program, translated to ONNX."""
+    with _needed():
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    size = sum(t.numel() * t.element_size() for t in subject.whole.state_dict().values())
+    if size > LARGEST:
+        raise WriteError(f"format onnx: the weights have {size:,} bytes, and one ONNX file holds less than 2 GiB.")
+    exported = subject.exported
+
+    def save(path: Path) -> None:
+        import onnx
+
+        with _quiet():
+            try:
+                made = torch.onnx.export(exported.program, dynamo=True, verbose=False, external_data=False)
+            except Exception as error:  # of torch and onnxscript, whatever they meet
+                raise WriteError(f"format onnx: torch.onnx does not take this model ({first_line(error)}).") from error
+        assert made is not None
+        proto = made.model_proto
+        _without_paths(proto)
+        _name_sizes(proto)
+        for key, value in label(subject.plan, exported).items():
+            proto.metadata_props.add(key=key, value=value)
+        path.write_bytes(proto.SerializeToString(deterministic=True))
+        onnx.checker.check_model(path, full_check=True)
+
+    return {NAME: save}
+
+
+def check(folder: Path, subject: Subject) -> Check:
+    """The file in ONNX Runtime, against the model, or against the outputs that the plan remembers."""
+    if subject.inputs is None:
+        return Check(CHECK, None, "not run: there are no inputs to compare it on")
+    with _needed():
+        import onnx
+        import onnxruntime
+    try:
+        onnx.checker.check_model(folder / NAME)
+        session = _session(onnxruntime, folder / NAME)
+        return _compare(session, batched(subject.inputs), subject)
+    except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented as error:  # half precision on a CPU
+        return Check(CHECK, None, f"valid by onnx.checker; ONNX Runtime cannot run it here: {first_line(error)}")
+    except Exception as error:  # a damaged file
+        return Check(CHECK, False, f"does not run: {first_line(error)}")
+
+
+def _compare(session: Any, inputs: Inputs, subject: Subject) -> Check:
+    sizes = session.get_inputs()[0].shape
+    free = tuple(i for i, size in enumerate(sizes) if isinstance(size, str))
+    if subject.model is None:
+        given = tensors(inputs)[0].shape
+        if any(i not in free and size != given[i] for i, size in enumerate(sizes)):
+            return Check(CHECK, None, f"not run: it takes {sizes}, and the plan remembers outputs for {list(given)}")
+        return against_outputs(CHECK, _outputs(session, inputs), subject.plan)
+    seed, worst, count = subject.plan.seed, 0.0, 0
+    for case in cases(subject.model, inputs, free, seed):
+        want = run(subject.model, case, False, seed).outputs
+        fits, apart = close(want, _outputs(session, case), RUNTIME)
+        if not fits:
+            return Check(CHECK, False, f"ONNX Runtime's outputs differ by {apart:.2g} of their size")
+        worst, count = max(worst, apart), count + 1
+    return Check(CHECK, True, f"ONNX Runtime: {count} inputs within {worst:.2g}; {in_words(free)}")
+
+
+def _session(onnxruntime: Any, path: Path) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _outputs(session: Any, inputs: Inputs) -> list[torch.Tensor]:
+    given = tensors(inputs)
+    names = [value.name for value in session.get_inputs()]
+    found = session.run(None, {name: t.cpu().numpy() for name, t in zip(names, given, strict=True)})
+    return [torch.from_numpy(array) for array in found]
+
+
+def _without_paths(proto: Any) -> None:
+    """Stack traces name folders of this machine."""
+    for node in (*proto.graph.node, *(node for function in proto.functions for node in function.node)):
+        kept = [(p.key, p.value) for p in node.metadata_props if not p.key.endswith("stack_trace")]
+        del node.metadata_props[:]
+        for key, value in kept:
+            node.metadata_props.add(key=key, value=value)
+
+
+def _name_sizes(proto: Any) -> None:
+    """Free sizes are called batch, height and width, not s77."""
+    names: dict[str, str] = {}
+    if len(proto.graph.input) == 1:
+        dims = proto.graph.input[0].type.tensor_type.shape.dim
+        names = {dim.dim_param: SIZES.get(i, f"side{i}") for i, dim in enumerate(dims) if dim.dim_param}
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), dim.dim_param)
+
+
+@contextmanager
+def _needed() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise WriteError(f"format onnx needs {error.name}: python -m pip install 'se_inject[onnx]'.") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's warnings and log lines are for its own developers."""
+    logger = logging.getLogger("onnxscript")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,300 @@
+"""How a block comes to run at a place: which module carries it, and what has to change there.
+
+Tried in this order: an unused attribute that the forward already calls (timm's ``se = None``), the owner's own source,
+the child whose output the place is (a loop hides the expression), and for a ``GraphModule`` its graph.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import operator
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+from torch import fx, nn
+from torch.nn.utils import parametrize
+
+from se_inject.inputs import Inputs
+from se_inject.search.chains import steps
+from se_inject.search.nodes import data, op, result
+from se_inject.search.words import HOMOGENEOUS
+from se_inject.trace.calls import CONTAINERS, Call, Trace
+from se_inject.trace.recorder import record
+from se_inject.trace.source import current_code, method_source, parse, position, taken
+from se_inject.trace.spots import TORCH_DIR, Spot, methods
+from se_inject.types import Carrier, Position
+
+SLOTS = ("se", "attn")  # what the zoos call the attribute that holds channel attention
+CHILD = "se"
+
+
+class Index:
+    """What the search for carriers asks of a trace, counted once."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.runs: Counter[str] = Counter()  # module path -> calls in one forward
+        self.spots: Counter[tuple[Call, Any]] = Counter()  # (call, expression) -> nodes that it made
+        self.ran: Counter[Any] = Counter()  # (module path, expression, what it calls) -> times in one forward
+        self.parameters: Counter[int] = Counter()  # parameter -> modules that hold it
+        self.slots: dict[Any, str | None] = {}
+        self.taken: dict[int, set[str]] = {}  # module -> names given to new children
+        for call in trace.calls:
+            if call.parent is None:
+                self.runs[call.path] += 1
+            for node in call.graph.nodes:
+                if node.op == "call_module":
+                    self.runs[node.meta["path"]] += 1
+                spot: Spot | None = node.meta.get("spot")
+                if spot is not None:
+                    # What hands its argument on makes nothing: FloatFunctional ends each operation with an observer.
+                    self.spots[call, (spot.code, spot.span)] += not node.meta.get("identity")
+                    self.ran[call.path, spot, node.target] += 1
+        for module in trace.root.modules():
+            for parameter in module._parameters.values():
+                self.parameters[id(parameter)] += 1
+
+
+def carrier(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, str]:
+    """The carrier for a block behind ``node``, or the reason why there is none."""
+    if isinstance(call.module, fx.GraphModule):
+        return _graph(index, call, node), ""
+    slot = _slot(index, call, node)
+    if slot is not None:
+        return Carrier("slot", call.path, slot), ""
+    found, reason = _source(index, call, node)
+    if found is not None or node.op != "call_module":
+        return found, reason
+    found, other = _callee(index, call, node)
+    return found, other and f"{reason}; {other}"
+
+
+def edge(index: Index, call: Call, node: fx.Node, user: fx.Node, name: str) -> tuple[Carrier | None, str]:
+    """The carrier for a block between ``node`` and one user of it, or the reason why there is none."""
+    if isinstance(call.module, fx.GraphModule):
+        return replace(_graph(index, call, node), user=user.meta["fx"]), ""
+    operands: list[int | str] = [i for i, arg in enumerate(user.args) if arg is node]
+    operands += [key for key, arg in user.kwargs.items() if arg is node]
+    if len(operands) != 1:
+        return None, f"{user.name} takes the value {len(operands)} times, or in a list"
+    return _source(index, call, user, name, operands[0])
+
+
+def _graph(index: Index, call: Call, node: fx.Node) -> Carrier:
+    owner = node.meta.get("path", "").rpartition(".")[0].removeprefix(call.path).lstrip(".")
+    name = free_name(index, _submodule(call.module, owner))
+    return Carrier("graph", call.path, f"{owner}.{name}" if owner else name, node=node.meta.get("fx") or node.name)
+
+
+def _submodule(module: nn.Module, path: str) -> nn.Module:
+    return module.get_submodule(path) if path else module
+
+
+def _source(
+    index: Index, call: Call, node: fx.Node, base: str = CHILD, operand: int | str | None = None
+) -> tuple[Carrier | None, str]:
+    spot: Spot | None = node.meta.get("spot")
+    if spot is None and node.target is operator.getitem:
+        (several,) = node.all_input_nodes
+        return None, f"it is one of several values that {several.meta.get('path') or several.name} returns"
+    if spot is None:
+        return None, "Python kept no position of it in the source"
+    if spot.code.co_filename.startswith(TORCH_DIR):
+        return None, f"{type(call.module).__name__} runs it in a loop of torch's own"
+    if not spot.direct:
+        return None, f"it is computed inside a function that {spot.cls.__name__}.{spot.method} calls"
+    if index.spots[call, (spot.code, spot.span)] > 1:
+        return None, f"{spot.cls.__name__}.{spot.method} runs the expression more than once in one forward (a loop)"
+    if isinstance(call.module, CONTAINERS):
+        return None, f"{type(call.module).__name__} runs all its children, and would run a new one too"
+    if reason := _unfit(call.module):
+        return None, reason
+    if current_code(type(call.module), spot.method) is not spot.code:
+        return None, f"{spot.cls.__name__}.{spot.method} is overridden in {type(call.module).__name__}"
+    try:
+        place = position(spot, operand, node.op == "call_method")
+    except ValueError as error:
+        return None, str(error)
+    if _dropped(spot, place):
+        return None, f"{spot.cls.__name__}.{spot.method} makes it by a statement whose value is dropped"
+    return Carrier("source", call.path, free_name(index, call.module, base), place), ""
+
+
+def _dropped(spot: Spot, place: Position) -> bool:
+    """Whether the expression is a whole statement (``x.relu_()``): a call around it would change nothing."""
+    span = (place.line + 2, place.column, place.end_line + 2, place.end_column)
+    return any(
+        (node.value.lineno, node.value.col_offset, node.value.end_lineno, node.value.end_col_offset) == span
+        for node in ast.walk(parse(method_source(spot.code)[0]))
+        if isinstance(node, ast.Expr)
+    )
+
+
+def _callee(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, str]:
+    path, module = node.meta["path"], node.meta["module"]
+    name = type(module).__name__
+    if index.runs[path] != index.runs[call.path]:
+        return None, f"{path} ({name}) is called {index.runs[path]} times in one forward, and not only here"
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        # Conversions (SyncBatchNorm, freezing, fusion) put another module in its place, and the block would be gone.
+        if result(call) is node and type(call.module).forward is nn.Sequential.forward:
+            return Carrier("append", call.path, free_name(index, call.module)), ""
+        return _taker(index, call, node)
+    if type(module).forward is nn.Sequential.forward and "forward" not in module.__dict__:
+        return Carrier("append", path, free_name(index, module)), ""
+    if reason := _unfit(module):
+        return None, reason
+    if isinstance(module, CONTAINERS):
+        if type(call.module).forward is not nn.Sequential.forward or any(map(str.isdecimal, call.module._modules)):
+            return None, f"{name} runs all its children, and would run a new one too"
+        child = str(node.target)  # its siblings have names, and keep them
+        return Carrier("after", call.path, free_name(index, call.module, f"{child}_{CHILD}"), node=child), ""
+    return Carrier("callee", path, free_name(index, module)), ""
+
+
+def _taker(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, str]:
+    """The next child gates what it takes, when it is the only one that does."""
+    path, name = node.meta["path"], type(node.meta["module"]).__name__
+    reason = f"{path} is a {name}, which conversions replace, and the block with it"
+    user = next(iter(node.users)) if len(node.users) == 1 else None
+    if user is None or user.op != "call_module" or user.args[:1] != (node,) or isinstance(call.module, fx.GraphModule):
+        return None, reason
+    module, taker = user.meta["module"], user.meta["path"]
+    if index.runs[taker] != index.runs[call.path] or isinstance(module, CONTAINERS) or _unfit(module):
+        return None, reason
+    code = current_code(type(module), "forward")
+    try:
+        text, _ = method_source(code) if code is not None else ("", "")
+        taken(parse(text), text)
+    except ValueError:
+        return None, reason
+    return Carrier("taker", taker, free_name(index, module)), ""
+
+
+def _unfit(module: nn.Module) -> str:
+    """Why a module cannot become an instance of a generated class."""
+    name = type(module).__name__
+    if "forward" in module.__dict__ or isinstance(module, fx.GraphModule):
+        return f"forward is set on the instance of {name}"
+    if parametrize.is_parametrized(module):
+        return f"{name} is parametrized: its class is torch's own until the parametrization is removed"
+    return ""
+
+
+def free_name(index: Index, module: nn.Module, base: str = CHILD) -> str:
+    """``se``, or ``se_1`` and so on when the module has such an attribute, or another site of it that name; a ``None``
+    that nothing reads may go."""
+    name, n, taken = base, 0, index.taken.setdefault(id(module), set())
+    while name in taken or (hasattr(module, name) and not _spare(module, name)):
+        n += 1
+        name = f"{base}_{n}"
+    taken.add(name)
+    return name
+
+
+def _spare(module: nn.Module, name: str) -> bool:
+    """An attribute of the instance that is ``None`` and that no method reads."""
+    own = name in module.__dict__ or name in module._modules
+    return own and getattr(module, name) is None and name not in _read(type(module))
+
+
+def _read(cls: type) -> set[str]:
+    """Names that any method of the class mentions, its constructor apart."""
+    return {name for code, (method, _) in methods(cls).items() if method != "__init__" for name in code.co_names}
+
+
+def _slot(index: Index, call: Call, node: fx.Node) -> str | None:
+    """The attribute to fill: an ``Identity`` that runs exactly here, or a ``None`` that would, when it is filled."""
+    module, names = call.module, _read(type(call.module))
+    if type(module).forward is nn.Sequential.forward:  # its children run one after another, under any name
+        found = (name for name, child in module.named_children() if type(child) is nn.Identity)
+        return next((name for name in found if reaches(node, _path(call, name))), None)
+    for name in SLOTS:
+        if name not in names or not hasattr(module, name):
+            continue
+        value = getattr(module, name)
+        if type(value) is nn.Identity and reaches(node, _path(call, name)):
+            return name
+        if value is None:
+            # One trial for each kind of block: the same class, called to the same effect.
+            spot: Spot | None = node.meta.get("spot")
+            key = (type(module), name, spot, node.name, tuple(str(n.target) for n in call.graph.nodes))
+            if key not in index.slots:
+                index.slots[key] = _try_slot(index, call, node, name)
+            if index.slots[key]:
+                return name
+    return None
+
+
+def _try_slot(index: Index, call: Call, node: fx.Node, name: str) -> str | None:
+    """Fill the ``None`` with an ``Identity``, run the skeleton's module again, and look where it ran."""
+    module = call.module
+    registered = name in module._modules
+    setattr(module, name, filler := nn.Identity())
+    names = copy.copy(index.trace.names)
+    names.paths = {**names.paths, id(filler): _path(call, name)}
+    try:
+        again = record(names, module, Inputs(call.args, call.kwargs))[0]
+        same = [n for n in again.graph.nodes if n.meta.get("spot") == node.meta.get("spot") and n.op == node.op]
+        extra = len(again.graph.nodes) - len(call.graph.nodes)
+        return name if len(same) == 1 and extra == 1 and reaches(same[0], _path(call, name)) else None
+    except Exception:  # the forward does something else with a filled slot: then it is not one
+        return None
+    finally:
+        delattr(module, name)
+        (module._modules if registered else module.__dict__)[name] = None
+
+
+def _path(call: Call, name: str) -> str:
+    return f"{call.path}.{name}" if call.path else name
+
+
+def reaches(node: fx.Node, path: str) -> bool:
+    """Whether the value goes to the Identity at ``path``, and to nothing else, through other identities at most."""
+    while len(node.users) == 1:
+        node = next(iter(node.users))
+        if node.op in ("call_function", "call_method") and op(node).kind == "pass":
+            continue  # x + 0
+        if node.op != "call_module" or not node.meta.get("identity"):
+            return False
+        if node.meta["path"] == path:
+            return True
+        if type(node.meta["module"]) is not nn.Identity:
+            return False
+    return False
+
+
+def batch_norm(index: Index, node: fx.Node) -> tuple[str, str]:
+    """Path of the batch norm whose doubling a halved gate at ``node`` undoes exactly, or the reason why none does."""
+    current: fx.Node | None = node
+    while current is not None:
+        for o, inner in reversed(steps(current)):
+            if o.kind == "norm":
+                return _affine(index, o.path)
+            if o.kind not in ("pass", "scale", "permute", "pool", "blur") and o.name not in HOMOGENEOUS:
+                return "", f"between it and a batch norm stands {o.name or o.kind}, which does not scale with its input"
+            if len(data(inner)) != 1 or len(data(inner)[0].users) != 1:
+                return "", "the value before it is used elsewhere too"
+        current = data(current)[0] if len(data(current)) == 1 else None
+        if current is not None and len(current.users) != 1:
+            return "", "the value before it is used elsewhere too"
+    return "", "no batch norm stands before it"
+
+
+def _affine(index: Index, path: str) -> tuple[str, str]:
+    module: Any = _submodule(index.trace.root, path)
+    name = f"{path or 'the model itself'} ({type(module).__name__})"
+    norm: bool = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    if not norm:
+        return "", f"{name} is not a batch norm with weight and bias"
+    if parametrize.is_parametrized(module):
+        return "", f"{name} is parametrized"
+    if module.weight is None or module.bias is None:
+        return "", f"{name} has no weight and bias"
+    if index.runs[path] != 1:
+        return "", f"{name} is called {index.runs[path]} times in one forward"
+    if any(index.parameters[id(p)] != 1 for p in (module.weight, module.bias)):
+        return "", f"{name} shares its weight with another module"
+    return path, ""

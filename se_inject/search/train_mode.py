@@ -1,0 +1,139 @@
+"""Places that exist in one mode only: a forward that asks ``self.training`` is recorded in train mode too."""
+
+from __future__ import annotations
+
+import dis
+import functools
+from collections.abc import Collection
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from se_inject.inputs import Inputs
+from se_inject.rules.auto import AUTO
+from se_inject.search.nodes import data, op
+from se_inject.search.sites import Found, find
+from se_inject.trace.calls import Call, Names, Trace
+from se_inject.trace.recorder import record
+from se_inject.trace.spots import methods
+from se_inject.types import Site
+
+
+def train_only(trace: Trace, found: Found, placements: Collection[str] = AUTO) -> Found:
+    """``found`` with a note on every site that does not run in train mode; sites of ``placements`` that run only there
+    are added, with that as their obstacle."""
+    owners = {site.owner for site in found.sites}
+    notes: dict[str, str] = {}
+    extra: dict[str, Site] = {}
+    same: set[Any] = set()  # kinds of modules that go the same way in both modes: of each, one is recorded
+    by_path: dict[str, list[Call]] = {}
+    for call in trace.calls:
+        by_path.setdefault(call.path, []).append(call)
+    for call, *others in by_path.values():
+        cls: Any = type(call.module)
+        if not (_branches(cls) or (call.path in owners and _asks(cls))):
+            continue
+        in_eval = {place for c in (call, *others) for place in _places(c)}
+        kind = (cls, _flags(call.module), frozenset(in_eval))
+        if kind in same or (not others and _own_places(trace.names, call) == in_eval):
+            continue
+        training = _in_training(trace.names, call)
+        if training is None:
+            continue
+        in_training = _places(training[0])
+        told = len(notes) + len(extra)
+        for site in found.sites:
+            if site.owner == call.path and not _of(site, found) <= in_training:
+                notes[site.id] = "runs in eval mode only"
+        again = find(Trace(trace.root, trace.inputs, training), placements) if in_training - in_eval else Found((), {})
+        for site in again.sites:
+            if site.owner == call.path and not _of(site, again) & in_eval:
+                name = site.id if all(site.id != s.id for s in found.sites) else f"{site.id}_train"
+                extra.setdefault(name, replace(site, id=name, obstacle="it runs in train mode only"))
+        if len(notes) + len(extra) == told:
+            same.add(kind)
+    sites = [replace(site, note=notes.get(site.id, site.note)) for site in found.sites]
+    return Found((*sites, *extra.values()), found.places)
+
+
+def _in_training(names: Names, call: Call, within: Collection[nn.Module] = ()) -> list[Call] | None:
+    """The calls that the module makes in train mode, itself first; None when it does not run so."""
+    modes = [(module, module.training) for module in call.module.modules()]
+    try:
+        call.module.train()
+        return record(names, call.module, Inputs(call.args, call.kwargs), within)
+    except Exception:  # needs targets, or draws on something that the skeleton lacks: said by the output check
+        return None
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _own_places(names: Names, call: Call) -> set[Any] | None:
+    """The places of the module's own graph in train mode, when its children return what they did in eval mode: most
+    modules only hand their mode on, and need no second forward of all that is below them."""
+    answers: dict[nn.Module, list[Any]] = {}
+    for child in call.children:
+        answers.setdefault(child.module, []).append(child.output)
+    if any("forward" in module.__dict__ for module in (call.module, *answers)):
+        return None
+    leaves = {node.meta["module"] for node in call.graph.nodes if node.op == "call_module"}
+    try:
+        for module, outputs in answers.items():
+            left = iter(outputs)
+            module.__dict__["forward"] = lambda *args, left=left, **kwargs: _anew(next(left))
+        alone = _in_training(names, call, {call.module, *leaves, *answers})
+    finally:
+        for module in answers:
+            del module.__dict__["forward"]
+    return _places(alone[0]) if alone is not None else None
+
+
+def _anew(value: Any) -> Any:
+    """The same tensors under new names, as another forward would make them."""
+    return pytree.tree_map_only(torch.Tensor, lambda t: t.detach(), value)
+
+
+def _flags(module: nn.Module) -> frozenset[Any]:
+    """The plain attributes of a module, by which two of one class may go different ways; of numbers, whether zero."""
+    plain = {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str | None)}
+    return frozenset((k, bool(v) if isinstance(v, int | float) else v) for k, v in plain.items())
+
+
+def _places(call: Call) -> set[Any]:
+    return {(node.meta.get("spot"), node.target) for node in call.graph.nodes if node.op.startswith("call")}
+
+
+def _of(site: Site, found: Found) -> set[Any]:
+    """The expression that makes a site what it is: its value's, or for the end of a branch that of the addition."""
+    node: fx.Node = found.places[site.id][0][1]
+    todo, seen = [node], {node}
+    while site.placement == "standard" and todo:
+        current = todo.pop(0)
+        if current.op.startswith("call") and op(current).kind == "add" and len(data(current)) > 1:
+            return {(current.meta.get("spot"), current.target)}
+        new = [user for user in current.users if user not in seen]
+        seen.update(new)
+        todo += new
+    return {(node.meta.get("spot"), node.target)}
+
+
+@functools.cache
+def _asks(cls: type) -> bool:
+    return any("training" in code.co_names for code in methods(cls))
+
+
+@functools.cache
+def _branches(cls: type) -> bool:
+    """Whether a method goes one way or the other by ``self.training``, and does not merely hand it on."""
+    for code in methods(cls):
+        if "training" not in code.co_names:
+            continue
+        for step, following in pairwise(dis.get_instructions(code)):
+            if step.opname == "LOAD_ATTR" and step.argval == "training" and "JUMP" in following.opname:
+                return True
+    return False

@@ -1,0 +1,79 @@
+"""What a trace is made of: the calls of modules, each with its own small graph, and where tensors and modules sit."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.utils import parametrize
+
+from se_inject.inputs import Inputs
+from se_inject.trace.skeleton import tensors
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of one module: its graph, and what is needed to run it again alone."""
+
+    path: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    parent: Call | None
+    order: int
+    graph: fx.Graph = field(default_factory=fx.Graph)
+    nodes: dict[int, tuple[torch.Tensor, fx.Node]] = field(default_factory=dict)
+    children: dict[Call, fx.Node] = field(default_factory=dict)
+    output: Any = None
+    hidden: list[fx.Node] = field(default_factory=list)  # of the parent's graph: what came in inside an object
+    node: fx.Node | None = None  # this call, in the parent's graph
+
+    def ancestors(self) -> Iterator[Call]:
+        call: Call | None = self
+        while call is not None:
+            yield call
+            call = call.parent
+
+
+@dataclass
+class Trace:
+    """All calls of one forward, in the order in which they began."""
+
+    root: nn.Module  # the skeleton
+    inputs: Inputs
+    calls: list[Call]
+    notes: list[str] = field(default_factory=list)
+
+    @functools.cached_property
+    def names(self) -> Names:
+        return Names(self.root)
+
+
+class Names:
+    """Where each module and each tensor of a model sits."""
+
+    def __init__(self, root: nn.Module, *, meta: bool | None = None) -> None:
+        self.meta = any(t.is_meta for t in tensors(root)) if meta is None else meta
+        self.paths = {id(module): path for path, module in root.named_modules()}
+        self.constants: dict[int, str] = {}
+        for path, module in root.named_modules():
+            for group in (module._parameters, module._buffers, module.__dict__):
+                for name, value in group.items():
+                    if isinstance(value, torch.Tensor):
+                        self.constants.setdefault(id(value), f"{path}.{name}" if path else name)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """torch.nn's own modules are single nodes; containers and everybody else's classes are looked into."""
+    if isinstance(module, (*CONTAINERS, fx.GraphModule)):
+        return False
+    cls = type(module)
+    if parametrize.is_parametrized(module):  # its class was made by torch; what it was is one up
+        cls = cls.__mro__[1]
+    return cls.__module__.startswith("torch.")

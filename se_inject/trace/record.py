@@ -1,0 +1,70 @@
+"""One forward of a skeleton, recorded as one small ``torch.fx.Graph`` for each call of each module.
+
+Children are single nodes of their parent's graph, and every node remembers the expression of the owner's source that
+made it (PEP 657 positions). The graphs are read and spliced; only the graph of a ``GraphModule`` is ever run.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from se_inject.errors import TraceError
+from se_inject.inputs import Inputs
+from se_inject.trace.calls import Names, Trace
+from se_inject.trace.recorder import record
+from se_inject.trace.skeleton import share, skeleton, to_meta
+
+
+@torch.inference_mode(False)
+def trace(model: nn.Module, inputs: Inputs, *, training: bool = False) -> Trace:
+    """Record one forward of ``model`` on meta tensors, in eval mode unless ``training``; the model is not touched.
+
+    Where an operator has no meta kernel (NMS), one real forward is run instead, on shared weights and cloned
+    buffers, and ``Trace.notes`` says so. Raises ``TraceError`` when neither works.
+    """
+    notes: list[str] = []
+    root = skeleton(model).train(training)
+    meta = inputs.map(to_meta)
+    try:
+        return Trace(root, meta, record(Names(root, meta=True), root, meta), notes)
+    except Exception as error:
+        reason = _first_line(error)
+        if any(t.is_meta for t in model.parameters()):
+            raise TraceError(
+                f"{type(model).__name__} cannot be run on meta tensors ({reason}), and it has no weights. "
+                "Give it weights, or an example input that fits it."
+            ) from error
+    notes.append(f"run on real tensors, because the model cannot run on meta tensors: {reason}")
+    root, real = skeleton(model, keep=share).train(training), inputs.map(share)  # a forward may write its arguments
+    try:
+        return Trace(root, real, record(Names(root), root, real), notes)
+    except Exception as error:
+        raise TraceError(
+            f"{type(model).__name__} cannot be run on the example inputs ({inputs}): {_first_line(error)}. "
+            "Give inputs of the kind that it takes (--input-size, or example_inputs)."
+        ) from error
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the garbage collector: a trace makes many small objects and frees none, and each of its passes over
+    all of them would cost more the larger the model is."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    if not text or isinstance(error, LookupError):  # the text of a KeyError is the key
+        text = f"{type(error).__name__}: {text}".rstrip(": ")
+    return text.splitlines()[0][:300].rstrip(". ")
