@@ -1,7 +1,7 @@
 """Fills what the pages of this folder take from the code, and draws the placements: ``python -m docs.generate``.
 
 A page holds its regions between ``<!-- generated: NAME -->`` and ``<!-- end -->``; what stands around them is written
-by hand. ``tests/test_docs.py`` checks that every page is what this script makes of it.
+by hand. ``tests/docs/test_docs.py`` checks that every page is what this script makes of it.
 """
 
 from __future__ import annotations

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
+
+ROOT = Path(__file__).parents[1]  # of the checkout
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -1,1 +1,1 @@
-"""What other libraries do with an injected model: one row of `docs/ecosystem.md` is one test (E1 to E6)."""
+"""What other libraries do with an injected model: one row of `docs/ecosystem.md` is one test."""

@@ -1,4 +1,4 @@
-"""E1: tracing, scripting and compiling an injected model, and what may happen to it under a compiled wrapper."""
+"""Tracing, scripting and compiling an injected model, and what may happen to it under a compiled wrapper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""E2: two gloo processes train an injected model, replicated and sharded."""
+"""Two gloo processes train an injected model, replicated and sharded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""E1 and E3: what rebuilds a model for inference keeps every block: fusion, quantization, synchronised norms."""
+"""What rebuilds a model for inference keeps every block: fusion, quantization, synchronised norms."""
 
 from __future__ import annotations
 

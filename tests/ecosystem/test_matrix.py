@@ -7,8 +7,9 @@ from pathlib import Path
 from tests.conftest import ACCEPT
 from tests.ecosystem import matrix
 from tests.ecosystem.cases import MODELS
+from tests.helpers import ROOT
 
-PAGE = Path(__file__).parents[2] / "docs/ecosystem.md"
+PAGE = ROOT / "docs/ecosystem.md"
 
 
 def test_the_page_is_the_table() -> None:

@@ -1,4 +1,4 @@
-"""E1: an injected model is a module like any other: classes, keys, copies, files, wrappers of torch itself."""
+"""An injected model is a module like any other: classes, keys, copies, files, wrappers of torch itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""E5: which checkpoints an injected model loads, and what they give."""
+"""Which checkpoints an injected model loads, and what they give."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""E1: injecting and tracing in one thread while others run models."""
+"""Injecting and tracing in one thread while others run models."""
 
 from __future__ import annotations
 

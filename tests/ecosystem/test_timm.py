@@ -1,4 +1,4 @@
-"""E1: timm's own API on an injected model, and torchvision's feature extraction."""
+"""Timm's own API on an injected model, and torchvision's feature extraction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""E1 and E4: averages, adapters and trainers; what is random in train mode stays as it was."""
+"""Averages, adapters and trainers; what is random in train mode stays as it was."""
 
 from __future__ import annotations
 

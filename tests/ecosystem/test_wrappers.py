@@ -1,4 +1,4 @@
-"""E6: what is given to the API wrapped, sharded, scripted or quantized."""
+"""What is given to the API wrapped, sharded, scripted or quantized."""
 
 from __future__ import annotations
 
