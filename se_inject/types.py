@@ -6,8 +6,9 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 SCHEMA_VERSION = 1
 
@@ -15,6 +16,15 @@ CarrierKind = Literal["slot", "source", "append", "after", "callee", "taker", "g
 REWRITTEN = ("source", "callee", "taker")  # the kinds whose module becomes an instance of a generated class
 Status = Literal["insert", "skip"]
 T = TypeVar("T")
+
+
+class Shown:
+    """What a notebook shows as a table. How, is said by the renderers, which stand above and are set on import."""
+
+    renderer: ClassVar[Callable[[Any], str] | None] = None
+
+    def _repr_html_(self) -> str | None:
+        return Shown.renderer(self) if Shown.renderer is not None else None
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,7 @@ class Baseline:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Shown):
     """Every site found and what is to be done there; re-applied to a fresh model it needs no rules."""
 
     model: str  # "timm:resnet18", or the class of a model given through the API
@@ -157,14 +167,9 @@ class Plan:
     def skips(self) -> tuple[Decision, ...]:
         return tuple(d for d in self.decisions if d.status == "skip")
 
-    def _repr_html_(self) -> str:
-        from se_inject.report.html.notebook import plan
-
-        return plan(self)
-
 
 @dataclass(frozen=True)
-class Cost:
+class Cost(Shown):
     """What one forward of a model costs at the example's size, per sample where it depends on the batch."""
 
     parameters: int
@@ -176,11 +181,6 @@ class Cost:
     @property
     def flops(self) -> int:
         return 2 * self.macs
-
-    def _repr_html_(self) -> str:
-        from se_inject.report.html.notebook import cost
-
-        return cost(self)
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,26 @@ class GateStats:
 
 
 @dataclass(frozen=True)
-class Report:
+class Pruned(Shown):
+    """What pruning took out, and what that saves."""
+
+    deviations: dict[str, float]  # block -> how far it was from the identity
+    threshold: float
+    before: Cost  # of the model with all blocks
+    after: Cost
+    change: float  # of the outputs on the batch, at most, divided by the largest output
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        return tuple(block for block, value in self.deviations.items() if value <= self.threshold)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        return tuple(block for block in self.deviations if block not in self.dropped)
+
+
+@dataclass(frozen=True)
+class Report(Shown):
     """Everything that the renderers show; they add nothing of their own."""
 
     plan: Plan
@@ -258,11 +277,6 @@ class Report:
     graphs: dict[str, tuple[GraphNode, ...]] = field(default_factory=dict)  # site -> the graph around it
     gates: tuple[GateStats, ...] = ()  # of the example batch, when it was no mere shape
     schema: int = SCHEMA_VERSION
-
-    def _repr_html_(self) -> str:
-        from se_inject.report.html.notebook import report
-
-        return report(self)
 
 
 def to_dict(value: Any) -> Any:

@@ -129,7 +129,7 @@ class Terminal:
                 self.err.print(Text(line), soft_wrap=True)
 
     def explanation(self, found: Explanation) -> None:
-        from se_inject.search.explain import render
+        from se_inject.report.explain import render
 
         if self.results:
             self.progress.stop()

@@ -46,7 +46,7 @@ class Injection:
             f"MACs {percent(before.macs, after.macs)}, {checks})"
         )
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str | None:
         return self.report._repr_html_()
 
 

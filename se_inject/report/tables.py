@@ -6,13 +6,10 @@ import json
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from se_inject.errors import VerifyError
-from se_inject.types import Check, Cost, Decision, GateStats, Plan, Report, SiteCost
-
-if TYPE_CHECKING:
-    from se_inject.training.prune import Pruning
+from se_inject.types import Check, Cost, Decision, GateStats, Plan, Pruned, Report, SiteCost
 
 CONVENTION = (
     "MACs are the multiply-accumulates of convolutions, linear layers and matrix products; FLOPs = 2 x MACs. "
@@ -196,7 +193,7 @@ def gate_rows(gates: Iterable[GateStats]) -> list[GateRow]:
 PRUNED_COLUMNS = ("block", "from the identity", "")
 
 
-def pruned_rows(pruning: Pruning) -> list[tuple[str, str, str]]:
+def pruned_rows(pruning: Pruned) -> list[tuple[str, str, str]]:
     """Each block, the most that it changed a value by on the batch, and what became of it."""
     return [
         (block, f"{value:.3g}", "dropped" if block in pruning.dropped else "kept")
@@ -204,7 +201,7 @@ def pruned_rows(pruning: Pruning) -> list[tuple[str, str, str]]:
     ]
 
 
-def pruned(pruning: Pruning) -> str:
+def pruned(pruning: Pruned) -> str:
     """The headline."""
     first, last = pruning.before, pruning.after
     parameters, macs, elementwise = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -13,10 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from se_inject.report import tables
-from se_inject.types import Check, Cost, GateStats, Plan, Report, SiteCost
-
-if TYPE_CHECKING:
-    from se_inject.training.prune import Pruning
+from se_inject.types import Check, Cost, GateStats, Plan, Pruned, Report, SiteCost
 
 FIRST = 3  # sites named per reason, unless all are asked for
 NARROW = 66  # columns: below, a table's rows are paragraphs
@@ -82,7 +78,7 @@ def render_gates(gates: Iterable[GateStats], console: Console) -> None:
     render_line(console, tables.GATES, "dim")
 
 
-def render_pruning(pruning: Pruning, console: Console) -> None:
+def render_pruning(pruning: Pruned, console: Console) -> None:
     """Print which blocks were dropped and which kept, and what that saves."""
     render_line(console, f"{tables.pruned(pruning)}.", "bold")
     console.print()
@@ -119,11 +115,11 @@ def render_groups(
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(overflow="fold")
     for group in groups:
-        grid.add_row(Text(f"{len(group.sites):>4} x"), _text(console, group.reason))
+        grid.add_row(Text(f"{len(group.sites):>4} x"), literal(console, group.reason))
         more = len(group.sites) - FIRST
         first = ", ".join(group.sites[:FIRST]) + (f" and {more} more (--all)" if more > 0 else "")
         for line in (group.sites if every else (first,)) if name else ():
-            grid.add_row("", _text(console, line, "dim"))
+            grid.add_row("", literal(console, line, "dim"))
     console.print(grid)
 
 
@@ -160,7 +156,7 @@ def _paragraphs(console: Console, columns: Sequence[str], rows: Iterable[Sequenc
     for row in rows:
         render_line(console, row[0], "bold")
         cells = [f"{column} {cell}" for column, cell in zip(columns[1:], row[1:], strict=True) if cell]
-        console.print(Padding(_text(console, ", ".join(cells)), (0, 0, 0, 2)))
+        console.print(Padding(literal(console, ", ".join(cells)), (0, 0, 0, 2)))
     console.print()
 
 
@@ -174,15 +170,16 @@ def _pairs(console: Console, pairs: Iterable[tuple[str, str]]) -> None:
 
 
 def _cells(console: Console, values: Iterable[str]) -> list[Text]:
-    return [_text(console, value) for value in values]
+    return [literal(console, value) for value in values]
 
 
 def render_line(console: Console, text: str, style: str = "") -> None:
     """Print one paragraph; names in it are not trusted."""
-    console.print(_text(console, text, style), overflow="fold")
+    console.print(literal(console, text, style), overflow="fold")
 
 
-def _text(console: Console, text: str, style: str = "") -> Text:
+def literal(console: Console, text: str, style: str = "") -> Text:
+    """``text`` without markup, and in ASCII where the terminal knows no more."""
     shown = tables.visible(text)
     if console.options.ascii_only:
         shown = shown.encode("ascii", "backslashreplace").decode()

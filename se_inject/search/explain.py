@@ -3,11 +3,9 @@ branches, and every site with the rule that took or refused it. A pure function 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rich.console import Console
-from rich.text import Text
 from torch import fx
 
 from se_inject.errors import RulesError, closest
@@ -20,7 +18,6 @@ from se_inject.trace.calls import Call, Trace
 from se_inject.types import Decision
 
 WEIGHTS = {0: "no layer", 1: "linear", 2: "deep"}
-STYLES = {"insert": "green", "skip": "yellow"}
 
 
 @dataclass(frozen=True)
@@ -135,68 +132,3 @@ def _side(kind: str, join: Join, branch: Branch) -> Side:
     residual = kind == "residual join"
     part = "shortcut" if residual and branch not in join.residual else "branch"
     return Side(part, WEIGHTS.get(branch.weight, "deep"), tuple(node.name for node in sorted(branch.nodes)))
-
-
-def render(explanation: Explanation, console: Console) -> None:
-    """Print it. Names come from the model, and are shown literally."""
-    calls = f", called {explanation.calls} times (the first is shown)" if explanation.calls > 1 else ""
-    _line(console, f"{explanation.path or 'the model'}: {explanation.cls}{calls}", "bold")
-    console.print()
-    _columns(
-        console,
-        ("node", "runs", "takes", "shape", "is"),
-        [
-            (s.name, s.runs, ", ".join(s.inputs), " x ".join(map(str, s.shape)), s.means)
-            for s in explanation.steps
-        ],
-    )  # fmt: skip
-    console.print()
-    if not explanation.meetings:
-        _line(console, "No join, sum or concatenation of feature maps here.", "dim")
-    for meeting in explanation.meetings:
-        _line(console, f"{meeting.kind} {meeting.node}, fork {meeting.fork or 'in the caller, above the arguments'}")
-        for side in meeting.sides:
-            _line(console, f"  {side.part}, {side.weight}: {', '.join(side.nodes) or 'the fork itself'}", "dim")
-    console.print()
-    if not explanation.decisions:
-        _line(console, "No site of the placements that the rules ask for.", "dim")
-    for decision in explanation.decisions:
-        _decision(console, decision)
-
-
-def _decision(console: Console, decision: Decision) -> None:
-    site, inserted = decision.site, decision.status == "insert"
-    _line(console, f"{decision.status}  {site.id}: {decision.reason}", STYLES[decision.status])
-    _line(console, f"  {site.layout} {' x '.join(map(str, site.shape))}, {site.channels} channels, stage {site.stage}")
-    if inserted:
-        options = ", ".join(f"{name}={value}" for name, value in sorted(decision.kwargs.items()))
-        _line(console, f"  {decision.key} = {decision.block}({options}), start {decision.init}")
-    if site.carrier is not None:
-        place = site.carrier.position
-        where = f", {place.cls}.{place.method}, its line {place.line + 1}" if place else ""
-        _line(console, f"  carried by {site.carrier.path or 'the model'} ({site.carrier.kind}{where})", "dim")
-    for name, value in (("gated", site.gated), ("obstacle", site.obstacle), ("note", site.note)):
-        if value:
-            _line(console, f"  {name}: {value}", "dim")
-    _line(console, f"  absorb: {site.absorb or 'not possible: ' + (site.absorb_obstacle or 'unknown')}", "dim")
-
-
-def _columns(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for name in head:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*(_text(console, value) for value in row))
-    console.print(table)
-
-
-def _line(console: Console, text: str, style: str = "") -> None:
-    console.print(_text(console, text, style), overflow="fold")
-
-
-def _text(console: Console, text: str, style: str = "") -> Text:
-    from se_inject.report.text import _text as literal
-
-    return literal(console, text, style)

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import fx, nn
 
-from se_inject.rules.auto import AUTO
 from se_inject.search.axes import area, channel_axis
 from se_inject.search.axes import channels as channels_of
 from se_inject.search.candidates import Candidate, Flow
@@ -32,7 +31,7 @@ class Found:
     places: dict[str, tuple[tuple[Call, fx.Node, fx.Node | None], ...]]
 
 
-def find(trace: Trace, placements: Collection[str] = AUTO) -> Found:
+def find(trace: Trace, placements: Collection[str]) -> Found:
     """All sites of the given placements, in order of execution."""
     flow, index = Flow(trace.calls), Index(trace)
     wanted = {p: [c for call in trace.calls for c in PLACEMENTS[p](flow, call)] for p in {*placements, *BLOCKS}}

@@ -14,7 +14,6 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from se_inject.inputs import Inputs
-from se_inject.rules.auto import AUTO
 from se_inject.search.nodes import data, op
 from se_inject.search.sites import Found, find
 from se_inject.trace.calls import Call, Names, Trace
@@ -23,7 +22,7 @@ from se_inject.trace.spots import methods
 from se_inject.types import Site
 
 
-def train_only(trace: Trace, found: Found, placements: Collection[str] = AUTO) -> Found:
+def train_only(trace: Trace, found: Found, placements: Collection[str]) -> Found:
     """``found`` with a note on every site that does not run in train mode; sites of ``placements`` that run only there
     are added, with that as their obstacle."""
     owners = {site.owner for site in found.sites}

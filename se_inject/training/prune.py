@@ -25,18 +25,14 @@ from se_inject.injection.plan import follow_plan
 from se_inject.inputs import Inputs, resolve
 from se_inject.surgery import splice
 from se_inject.surgery.fingerprint import fingerprint
-from se_inject.types import Cost, Decision, Plan
+from se_inject.types import Decision, Plan, Pruned
 
 
 @dataclass(frozen=True)
-class Pruning:
+class Pruning(Pruned):
     """A model without its idle blocks, and what that saves. Printed it is a table."""
 
     injection: Injection  # the model, its plan and a report: what `save` takes
-    deviations: dict[str, float]  # block -> how far it was from the identity
-    threshold: float
-    before: Cost  # of the model with all blocks
-    change: float  # of the outputs on the batch, at most, divided by the largest output
 
     @property
     def model(self) -> nn.Module:
@@ -46,27 +42,10 @@ class Pruning:
     def plan(self) -> Plan:
         return self.injection.plan
 
-    @property
-    def after(self) -> Cost:
-        return self.injection.report.after
-
-    @property
-    def dropped(self) -> tuple[str, ...]:
-        return tuple(block for block, value in self.deviations.items() if value <= self.threshold)
-
-    @property
-    def kept(self) -> tuple[str, ...]:
-        return tuple(block for block in self.deviations if block not in self.dropped)
-
     def __str__(self) -> str:
         from se_inject.report.text import as_text, render_pruning
 
         return as_text(lambda console: render_pruning(self, console))
-
-    def _repr_html_(self) -> str:
-        from se_inject.report.html.notebook import pruning
-
-        return pruning(self)
 
 
 def prune(model: nn.Module, batch: Any, threshold: float = 1e-3) -> Pruning:
@@ -93,7 +72,8 @@ def prune(model: nn.Module, batch: Any, threshold: float = 1e-3) -> Pruning:
     # what `trained` remembers of an earlier folder is of all blocks
     result = _rebuild(model, replace(plan, decisions=decisions, trained=None), inputs)
     after = baseline.run(result.model, inputs, False, plan.seed).outputs
-    return Pruning(result, deviations, threshold, measure(model, inputs).cost, verify.relative(outputs, after))
+    before, change = measure(model, inputs).cost, verify.relative(outputs, after)
+    return Pruning(deviations, threshold, before, result.report.after, change, result)
 
 
 def _deviations(model: nn.Module, plan: Plan, inputs: Inputs) -> tuple[dict[str, float], list[torch.Tensor]]:

@@ -854,4 +854,4 @@ def test_a_forward_that_needs_targets_in_train_mode_is_left_alone() -> None:
 
     net = Detector("")
     recorded = trace(net, resolve(net, net.shape))
-    assert [(s.id, s.note) for s in train_only(recorded, find(recorded, BOTH)).sites] == [(":standard", "")]
+    assert [(s.id, s.note) for s in train_only(recorded, find(recorded, BOTH), BOTH).sites] == [(":standard", "")]

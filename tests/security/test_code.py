@@ -75,8 +75,8 @@ def scripts_in(tree: ast.AST) -> Iterator[ast.AST]:
 def test_s2_weights_only_is_in_every_call() -> None:
     """One call passes a variable: it is False behind ``--allow-pickle`` alone."""
     found = [(path, *call) for path, tree in sources() for call in loads_in(tree)]
-    assert ("files/torchfile.py", "torch.load", "plain") in found
-    assert {call[2] for call in found if call[0] != "files/torchfile.py"} <= {"True"}, found
+    assert ("checkpoints/torch_file.py", "torch.load", "plain") in found
+    assert {call[2] for call in found if call[0] != "checkpoints/torch_file.py"} <= {"True"}, found
     assert {call[1] for call in found} == {"torch.load"}
     in_scripts = [call for _, tree in sources() for script in scripts_in(tree) for call in loads_in(script)]
     # a program that was just exported is run in a process of its own, which is given its inputs
@@ -107,7 +107,7 @@ def test_s2_safe_globals_are_one_class_for_one_call() -> None:
         for name, call in calls(tree)
         if "safe_globals" in name and "get_" not in name
     ]
-    assert found == [("files/torchfile.py", "torch.serialization.safe_globals", ["[argparse.Namespace]"])]
+    assert found == [("checkpoints/torch_file.py", "torch.serialization.safe_globals", ["[argparse.Namespace]"])]
 
 
 @pytest.mark.parametrize("kind", ["torch-zip", "torch-legacy"])

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from markupsafe import Markup
 
 from se_inject.report import tables
-from se_inject.types import Cost, GateStats, Plan, Report
-
-if TYPE_CHECKING:
-    from se_inject.training.prune import Pruning
+from se_inject.types import Cost, GateStats, Plan, Pruned, Report
 
 FIRST = 50  # insertions shown
+
+
+def show(shown: Any) -> str:
+    """The fragment for a result, by its kind."""
+    return next(render(shown) for kind, render in VIEWS.items() if isinstance(shown, kind))
 
 
 def report(shown: Report) -> str:
@@ -56,13 +58,16 @@ def gates(shown: Iterable[GateStats]) -> str:
     return str(Markup("").join([*parts, _paragraph(tables.GATES)]))
 
 
-def pruning(shown: Pruning) -> str:
+def pruning(shown: Pruned) -> str:
     parts = [
         _paragraph(f"{tables.pruned(shown)}."),
         _table(tables.PRUNED_COLUMNS, tables.pruned_rows(shown)),
         _costs(shown.before, shown.after),
     ]
     return str(Markup("").join(parts))
+
+
+VIEWS: dict[type, Callable[[Any], str]] = {Plan: plan, Cost: cost, Report: report, Pruned: pruning}
 
 
 def _costs(first: Cost, last: Cost) -> Markup:
