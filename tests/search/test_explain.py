@@ -16,7 +16,8 @@ from se_inject.cli import main
 from se_inject.errors import RulesError
 from se_inject.injection.plan import make_plan
 from se_inject.report import tables
-from se_inject.search.explain import Explanation, explain, render
+from se_inject.report.explain import render
+from se_inject.search.explain import Explanation, explain
 from se_inject.types import to_dict
 from tests.report.test_report import EVIL
 from tests.tiny import SIZE, Chain, Layers, net
