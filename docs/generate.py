@@ -22,42 +22,17 @@ from docs import places
 from se_inject import types
 from se_inject.blocks import BLOCKS
 from se_inject.blocks.block import Block
+from se_inject.blocks.make import make_block
 from se_inject.cli import main as command_line
 from se_inject.commands.batch.columns import COLUMNS
 from se_inject.rules.presets import PRESETS
 from se_inject.rules.schema import FIELDS
 from se_inject.search.placements import PLACEMENTS
-from se_inject.surgery.splice import make_block
 
 FOLDER = Path(__file__).parent
 WIDTHS = (64, 256, 2048)  # channels at which a block's parameters are counted
 # What JSON Schema calls a type -> what a reader does.
 WORDS = {"string": "text", "array": "list", "object": "mapping", "integer": "whole number", "boolean": "true or false"}
-# The options of the blocks; a block that has one without a line here cannot be documented.
-OPTIONS = {
-    "rd_ratio": "reduced channels divided by channels; `ratio` in rules is its inverse",
-    "rd_channels": "reduced channels, a whole number, instead of a ratio",
-    "rd_divisor": "reduced channels are rounded to a multiple of it",
-    "rd_min": "fewest reduced channels",
-    "rd_base": "of which channels the ratio is taken: `site` (its own), `block` (those that enter the block)",
-    "rd_round_limit": "rounding down never goes below this share of the exact value (MobileNetV3: 0.9)",
-    "bias": "whether both layers have one",
-    "mlp_bias": "whether both layers of the channel gate have one",
-    "act": "between the layers: `relu`, `silu`, `gelu`, `hardswish`",
-    "gate": "`sigmoid`, `hardsigmoid`, or `tanh1` (1 + tanh)",
-    "squeeze": "`mean`, `max`, or `mean+max` (half of each)",
-    "squeeze_fp32": "squeeze and excite in fp32, under autocast too",
-    "norm": "a batch norm between the layers (RexNet)",
-    "kernel_size": "odd; by default it follows from the channels, eq. 12",
-    "gamma": "of eq. 12",
-    "beta": "of eq. 12",
-    "spatial_kernel_size": "of the spatial gate, odd",
-    "fusion": "`scale`, `add` or `both`",
-    "attn": "`false`: a plain mean instead of the weighted squeeze",
-    "depth": "convolutions of the localisation net; by default it follows from the map's size",
-    "width": "their channels",
-    "hidden": "width of the layer behind them",
-}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -134,7 +109,7 @@ def _block(name: str, block: Block) -> str:
             title.rstrip("."),
             _prose(text),
             f"Starts: {_listed(block.inits)}. Layouts: {_listed(block.layouts)}.",
-            table(("option", ""), [(f"`{option}`", OPTIONS[option]) for option in block.options]),
+            table(("option", ""), [(f"`{option}`", doc) for option, doc in block.options.items()]),
             f"At {_numbers(WIDTHS)} channels it has {_numbers(counts)} parameters with the default options. At 256:",
             fence("python", f"{block.module.__name__}({arguments})"),
         )
@@ -175,7 +150,7 @@ def data() -> str:
     """The dataclasses of the index, then those that stand in their fields."""
     found = [item for item in _public().values() if inspect.isclass(item) and not issubclass(item, Exception)]
     inside = (types.Decision, types.Site, types.Carrier, types.Position, types.SiteCost, types.Check, types.GraphNode)
-    return "\n\n".join(map(_data, (*found, *inside, types.Artifact, types.Baseline)))
+    return "\n\n".join(map(_data, (*found, *inside, types.Artifact, types.Baseline, types.Pruned)))
 
 
 def errors() -> str:

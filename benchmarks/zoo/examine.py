@@ -19,13 +19,14 @@ from torch import fx, nn
 
 from benchmarks import leave_se_out
 from benchmarks.zoo.architectures import family, load
+from se_inject.blocks.make import make_block
 from se_inject.checks.verify import planned_keys
 from se_inject.errors import RulesError, TraceError
 from se_inject.injection.inject import realise
 from se_inject.injection.plan import Planned, decided, survey
 from se_inject.search.placements import PLACEMENTS
 from se_inject.surgery.expected import differences
-from se_inject.surgery.splice import apply, make_block
+from se_inject.surgery.splice import apply
 from se_inject.trace.record import trace, uncollected
 from tests.helpers import randomise
 

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from se_inject.blocks import options as opt
-from se_inject.blocks.parts import ACTIVATIONS, CONVS, GATES, NORMS
+from se_inject.blocks.block import Block, Timm, own_gate
+from se_inject.blocks.parts import ACTIVATIONS, CONVS, GATES, MAPS, NORMS
 
 if TYPE_CHECKING:
     from se_inject.types import Site
@@ -115,9 +116,6 @@ class Cbam(nn.Module):
         return self.spatial(self.channel(x))
 
 
-OPTIONS = (*opt.WIDTH, "spatial_kernel_size", "mlp_bias", "act", "gate")
-
-
 def resolve(site: Site, init: str, options: dict[str, Any]) -> dict[str, Any]:
     """Constructor arguments for a site, from rule options. Raises ``ValueError`` for a value out of range."""
     gate = opt.gating(options)
@@ -131,3 +129,21 @@ def resolve(site: Site, init: str, options: dict[str, Any]) -> dict[str, Any]:
         **opt.start(init, gate),
         **opt.layout(site),
     }
+
+
+BLOCK = Block(
+    Cbam,
+    resolve,
+    {
+        **opt.WIDTH,
+        "spatial_kernel_size": "of the spatial gate, odd",
+        "mlp_bias": "whether both layers of the channel gate have one",
+        **opt.ACT,
+        **opt.GATE,
+    },
+    "Woo et al., CBAM: Convolutional Block Attention Module, arXiv 1807.06521",
+    layouts=MAPS,  # its convolution over space would take tokens in a row for neighbours
+    inits=("identity", "paper"),  # its two gates are 1/4 at zero
+    gate=lambda block: own_gate(block.channel),
+    timm=Timm({"spatial_kernel_size": 7, "act": "relu", "gate": "sigmoid", "mlp_bias": False}),
+)

@@ -9,18 +9,17 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 from se_inject.blocks.block import Block
-from se_inject.errors import LoadError, RulesError, closest
+from se_inject.blocks.table import BLOCKS, REGISTERED
+from se_inject.errors import LoadError, RulesError
 from se_inject.importing import find
 from se_inject.types import BlockSpec, Site
 
-REGISTERED: dict[str, Block] = {}
 SIDE = 9  # of the map on which a block is tried
 
 
@@ -36,15 +35,14 @@ def register_block(cls: type[nn.Module], name: str = "") -> str:
     """
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise RulesError(f"block: expected an nn.Module class, found {cls!r}.")
-    from se_inject.blocks import BLOCKS
-
     name = name or f"{cls.__module__}:{cls.__qualname__}"
     if name in BLOCKS:
         raise RulesError(f"block {name!r} is of the table; give yours another name.")
     parameters = [p for p in inspect.signature(cls).parameters.values() if p.kind not in (p.VAR_KEYWORD,)]
     if not parameters or parameters[0].kind not in (inspect.Parameter.POSITIONAL_OR_KEYWORD,):
         raise RulesError(f"block {name}: the first argument of its constructor must be the number of channels.")
-    channels, options = parameters[0].name, tuple(p.name for p in parameters[1:] if p.kind is not p.VAR_POSITIONAL)
+    channels = parameters[0].name
+    options = {p.name: "" for p in parameters[1:] if p.kind is not p.VAR_POSITIONAL}
 
     def resolve(site: Site, init: str, given: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -68,7 +66,7 @@ def register_block(cls: type[nn.Module], name: str = "") -> str:
         return ""
 
     doc = (inspect.getdoc(cls) or "").partition("\n")[0]
-    REGISTERED[name] = Block(cls, resolve, options, (), ("identity", "paper"), doc, refusal)
+    REGISTERED[name] = Block(cls, resolve, options, doc, (), ("identity", "paper"), refusal=refusal)
     return name
 
 
@@ -125,13 +123,3 @@ def _named(value: Any) -> Any:
     if isinstance(value, str) and ":" in value and value not in REGISTERED:
         return import_block(value)
     return value
-
-
-def unknown(name: str, known: Iterable[str]) -> str:
-    """Why no block has that name, and what to do about it."""
-    if ":" in str(name):
-        return (
-            f"no class is registered as {name!r}, and what a file says is not imported: call "
-            f"se_inject.register_block(cls, {name!r}) first, or give --block {name} on the command line."
-        )
-    return f"no block is called {name!r}.{closest(str(name), [*known, *REGISTERED])}"

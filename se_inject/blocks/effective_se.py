@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from se_inject.blocks import options as opt
+from se_inject.blocks.block import Block, Timm
 from se_inject.blocks.parts import CONVS, GATES, autocast_runs, is_scripting, space, squeeze
 
 if TYPE_CHECKING:
@@ -71,9 +72,6 @@ class EffectiveSE(nn.Module):
         return "" if self.gain == 1.0 else f"gain={self.gain:g}"
 
 
-OPTIONS = ("gate", "squeeze", "squeeze_fp32")
-
-
 def resolve(site: Site, init: str, options: dict[str, Any]) -> dict[str, Any]:
     """Constructor arguments for a site, from rule options. Raises ``ValueError`` for a value out of range."""
     gate = opt.gating(options, "hardsigmoid")
@@ -84,3 +82,12 @@ def resolve(site: Site, init: str, options: dict[str, Any]) -> dict[str, Any]:
         **opt.layout(site),
         **opt.squeezing(options),
     }
+
+
+BLOCK = Block(
+    EffectiveSE,
+    resolve,
+    {**opt.GATE, **opt.SQUEEZE},
+    "Lee and Park, CenterMask, arXiv 1911.06667",
+    timm=Timm({"gate": "hardsigmoid"}, "fc.weight"),
+)

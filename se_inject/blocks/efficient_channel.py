@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from se_inject.blocks import options as opt
+from se_inject.blocks.block import Block, Timm
 from se_inject.blocks.parts import GATES, autocast_runs, is_scripting, space, squeeze
 
 if TYPE_CHECKING:
@@ -73,9 +74,6 @@ class EfficientChannelAttention(nn.Module):
         return "" if self.gain == 1.0 else f"gain={self.gain:g}"
 
 
-OPTIONS = ("kernel_size", "gamma", "beta", "gate", "squeeze", "squeeze_fp32")
-
-
 def adaptive(channels: int, gamma: float = 2, beta: float = 1) -> int:
     """Eq. 12, with timm's rounding."""
     t = int(abs(math.log2(channels) + beta) / gamma)
@@ -95,3 +93,18 @@ def resolve(site: Site, init: str, options: dict[str, Any]) -> dict[str, Any]:
         **opt.layout(site),
         **opt.squeezing(options),
     }
+
+
+BLOCK = Block(
+    EfficientChannelAttention,
+    resolve,
+    {
+        "kernel_size": "odd; by default it follows from the channels, eq. 12",
+        "gamma": "of eq. 12",
+        "beta": "of eq. 12",
+        **opt.GATE,
+        **opt.SQUEEZE,
+    },
+    "Wang et al., ECA-Net, arXiv 1910.03151",
+    timm=Timm({"gate": "sigmoid"}, "conv.weight"),
+)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from se_inject.blocks import options as opt
+from se_inject.blocks.block import Block, Timm
 from se_inject.blocks.parts import ACTIVATIONS, CONVS, GATES
 
 if TYPE_CHECKING:
@@ -115,9 +116,6 @@ class GlobalContext(nn.Module):
         return "" if self.gain == 1.0 else f"gain={self.gain:g}"
 
 
-OPTIONS = (*opt.WIDTH, "fusion", "attn", "act", "gate")
-
-
 def resolve(site: Site, init: str, options: dict[str, Any]) -> dict[str, Any]:
     """Constructor arguments for a site, from rule options. Raises ``ValueError`` for a value out of range."""
     gate, fusion = opt.gating(options), opt.choice(options, "fusion", FUSIONS, "scale")
@@ -136,3 +134,18 @@ def resolve(site: Site, init: str, options: dict[str, Any]) -> dict[str, Any]:
         **opt.start(init, gate),
         **opt.layout(site),
     }
+
+
+BLOCK = Block(
+    GlobalContext,
+    resolve,
+    {
+        **opt.WIDTH,
+        "fusion": "`scale`, `add` or `both`",
+        "attn": "`false`: a plain mean instead of the weighted squeeze",
+        **opt.ACT,
+        **opt.GATE,
+    },
+    "Cao et al., GCNet, arXiv 1904.11492",
+    timm=Timm({"fusion": "scale", "attn": True, "act": "relu", "gate": "sigmoid"}),
+)

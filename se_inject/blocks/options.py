@@ -8,7 +8,21 @@ from typing import Any
 from se_inject.blocks.parts import GATES
 from se_inject.types import Site
 
-WIDTH = ("rd_ratio", "rd_channels", "rd_divisor", "rd_min", "rd_base", "rd_round_limit")
+# What options mean, for those that several blocks have
+WIDTH = {
+    "rd_ratio": "reduced channels divided by channels; `ratio` in rules is its inverse",
+    "rd_channels": "reduced channels, a whole number, instead of a ratio",
+    "rd_divisor": "reduced channels are rounded to a multiple of it",
+    "rd_min": "fewest reduced channels",
+    "rd_base": "of which channels the ratio is taken: `site` (its own), `block` (those that enter the block)",
+    "rd_round_limit": "rounding down never goes below this share of the exact value (MobileNetV3: 0.9)",
+}
+ACT = {"act": "between the layers: `relu`, `silu`, `gelu`, `hardswish`"}
+GATE = {"gate": "`sigmoid`, `hardsigmoid`, or `tanh1` (1 + tanh)"}
+SQUEEZE = {
+    "squeeze": "`mean`, `max`, or `mean+max` (half of each)",
+    "squeeze_fp32": "squeeze and excite in fp32, under autocast too",
+}
 SQUEEZES = ("mean", "max", "mean+max")
 GATE_AT_ZERO = {"sigmoid": 0.5, "hardsigmoid": 0.5, "tanh1": 1.0}
 

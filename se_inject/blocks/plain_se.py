@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from se_inject.blocks import options as opt
+from se_inject.blocks.block import Block, Gate
 from se_inject.blocks.parts import CONVS, space
 
 if TYPE_CHECKING:
@@ -59,9 +60,6 @@ class PlainSE(nn.Module):
         return "" if self.gain == 1.0 else f"gain={self.gain:g}"
 
 
-OPTIONS = ("rd_channels", "rd_ratio", "rd_base")
-
-
 def resolve(site: Site, init: str, options: dict[str, Any]) -> dict[str, Any]:
     """Constructor arguments for a site, from rule options. Raises ``ValueError`` for a value out of range."""
     ratio = opt.number(options, "rd_ratio", 1 / 16, low=0, high=8, hint=" (1/16 is 0.0625)")
@@ -71,3 +69,12 @@ def resolve(site: Site, init: str, options: dict[str, Any]) -> dict[str, Any]:
         **opt.start(init, "sigmoid"),
         **opt.layout(site),
     }
+
+
+BLOCK = Block(
+    PlainSE,
+    resolve,
+    {name: opt.WIDTH[name] for name in ("rd_channels", "rd_ratio", "rd_base")},
+    "Hu et al., Squeeze-and-Excitation Networks, arXiv 1709.01507",
+    gate=lambda block: Gate(block.up, lambda t: torch.sigmoid(t) * block.gain, block.gain),
+)

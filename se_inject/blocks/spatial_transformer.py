@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from se_inject.blocks import options as opt
+from se_inject.blocks.block import Block
 from se_inject.blocks.parts import CONVS
 
 if TYPE_CHECKING:
@@ -108,9 +109,6 @@ class SpatialTransformer(nn.Module):
         return torch.stack(rows, dim=-1)  # (N, H, W, 2)
 
 
-OPTIONS = ("depth", "width", "hidden")
-
-
 def resolve(site: Site, init: str, options: dict[str, Any]) -> dict[str, Any]:
     """Constructor arguments for a site, from rule options. Raises ``ValueError`` for a value out of range."""
     side = min(site.shape[2:])
@@ -122,3 +120,17 @@ def resolve(site: Site, init: str, options: dict[str, Any]) -> dict[str, Any]:
         "blend": init == "identity",
         **opt.layout(site),
     }
+
+
+BLOCK = Block(
+    SpatialTransformer,
+    resolve,
+    {
+        "depth": "convolutions of the localisation net; by default it follows from the map's size",
+        "width": "their channels",
+        "hidden": "width of the layer behind them",
+    },
+    "Jaderberg et al., Spatial Transformer Networks, arXiv 1506.02025",
+    layouts=("NCHW", "NCDHW"),  # an affine map of positions needs two axes of space
+    inits=("identity", "paper"),  # it moves values, and has no gate
+)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from se_inject.blocks import options as opt
+from se_inject.blocks.block import Block, Timm
 from se_inject.blocks.parts import ACTIVATIONS, CONVS, GATES, NORMS, autocast_runs, is_scripting, space, squeeze
 
 if TYPE_CHECKING:
@@ -93,9 +94,6 @@ class SqueezeExcite(nn.Module):
         return "" if self.gain == 1.0 else f"gain={self.gain:g}"
 
 
-OPTIONS = (*opt.WIDTH, "bias", "act", "gate", "squeeze", "squeeze_fp32", "norm")
-
-
 def resolve(site: Site, init: str, options: dict[str, Any]) -> dict[str, Any]:
     """Constructor arguments for a site, from rule options. Raises ``ValueError`` for a value out of range."""
     gate = opt.gating(options)
@@ -110,3 +108,19 @@ def resolve(site: Site, init: str, options: dict[str, Any]) -> dict[str, Any]:
         **opt.squeezing(options),
         **({"norm": True} if opt.flag(options, "norm", False) else {}),
     }
+
+
+BLOCK = Block(
+    SqueezeExcite,
+    resolve,
+    {
+        **opt.WIDTH,
+        "bias": "whether both layers have one",
+        **opt.ACT,
+        **opt.GATE,
+        **opt.SQUEEZE,
+        "norm": "a batch norm between the layers (RexNet)",
+    },
+    "Hu et al., Squeeze-and-Excitation Networks, arXiv 1709.01507",
+    timm=Timm({"bias": True, "act": "relu", "gate": "sigmoid"}, "fc1.weight"),
+)

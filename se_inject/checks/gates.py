@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from se_inject.blocks import is_block
-from se_inject.blocks.cbam import Cbam
-from se_inject.blocks.parts import GATES
-from se_inject.blocks.plain_se import PlainSE
+from se_inject.blocks import block_of, is_block
+from se_inject.blocks.block import Gate
 from se_inject.checks import reference as baseline
 from se_inject.inputs import Inputs
 from se_inject.types import GateStats
@@ -21,11 +19,7 @@ from se_inject.types import GateStats
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-HIGHEST = {"Sigmoid": 1.0, "Hardsigmoid": 1.0, "TanhPlusOne": 2.0}  # of a gate's range, which starts at 0
 DEAD, SATURATED = 0.1, 0.9  # of the range
-KNOWN = tuple(GATES.values())
-
-Values = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -79,7 +73,7 @@ def statistics(model: nn.Module, inputs: Inputs) -> Gates:
     blocks = _outermost(model)
     found: dict[str, list[torch.Tensor]] = {path: [] for path, _ in blocks}
     gates = {path: _gate(block) for path, block in blocks}
-    hooks = [(gate[0], _keep(found[path], gate[1])) for path, gate in gates.items() if gate is not None]
+    hooks = [(gate.module, _keep(found[path], gate.follow)) for path, gate in gates.items() if gate is not None]
     if hooks:
         baseline.watch(model, inputs, 0, hooks)
     return Gates(tuple(_summary(path, block, gates[path], found[path]) for path, block in blocks))
@@ -90,28 +84,20 @@ def _outermost(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(path, module) for path, module in model.named_modules() if is_block(module)]
 
 
-def _gate(block: nn.Module) -> tuple[nn.Module, Values, float] | None:
-    """The module whose output holds one value per channel, how the gate follows from it, and the gate's highest value;
-    None when the block has no such module."""
-    if isinstance(block, PlainSE):
-        return block.up, lambda t: torch.sigmoid(t) * block.gain, block.gain
-    holder: nn.Module = block.channel if isinstance(block, Cbam) else block
-    gate, gain = getattr(holder, "gate", None), getattr(holder, "gain", 1.0)
-    if not isinstance(gate, KNOWN) or not isinstance(gain, int | float):
-        return None
-    return gate, lambda t: t * gain, HIGHEST[type(gate).__name__] * gain
+def _gate(block: nn.Module) -> Gate | None:
+    """Where the gate of a block can be seen, as the block says."""
+    known = block_of(block)
+    return known.gate(block) if known is not None else None
 
 
-def _keep(values: list[torch.Tensor], follow: Values) -> Any:
+def _keep(values: list[torch.Tensor], follow: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
         values.append(follow(output.detach().cpu().double()))  # there are devices without float64
 
     return hook
 
 
-def _summary(
-    path: str, block: nn.Module, gate: tuple[nn.Module, Values, float] | None, values: list[torch.Tensor]
-) -> GateStats:
+def _summary(path: str, block: nn.Module, gate: Gate | None, values: list[torch.Tensor]) -> GateStats:
     kind = type(block).__name__
     if gate is None:
         return GateStats(path, kind, note="it has no channel gate")
@@ -122,10 +108,10 @@ def _summary(
     rows = torch.cat([v.flatten(1) for v in values])  # (samples and calls, channels)
     if not torch.isfinite(rows).all():
         return GateStats(path, kind, note="its gate is NaN or infinite")
-    share = rows.mean(0) / gate[2]
+    share = rows.mean(0) / gate.highest
     numbers = (rows.mean(), rows.std(correction=0), rows.min(), rows.max(), *_shares(share))
     mean, std, low, high, dead, saturated = (float(f"{float(n):.6g}") for n in numbers)
-    return GateStats(path, kind, float(gate[2]), mean, std, low, high, dead, saturated)
+    return GateStats(path, kind, float(gate.highest), mean, std, low, high, dead, saturated)
 
 
 def _shares(channels: torch.Tensor) -> Iterable[torch.Tensor]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from se_inject.blocks.make import make_block
 from se_inject.checks.cost import batch_size, measure
 from se_inject.inputs import Inputs
 from se_inject.rules.budget import Price
 from se_inject.search.nodes import shape
 from se_inject.search.sites import Found
-from se_inject.surgery import splice
 from se_inject.types import Cost, Decision
 
 
@@ -24,7 +24,7 @@ def pricing(found: Found, inputs: Inputs) -> Price:
     def cost(decision: Decision, given: tuple[int, ...]) -> Cost:
         key = f"{decision.block} {decision.kwargs} {given}"
         if key not in known:
-            known[key] = measure(splice.make_block(decision, 0, None), torch.empty(given, device="meta")).cost
+            known[key] = measure(make_block(decision, 0, None), torch.empty(given, device="meta")).cost
         return known[key]
 
     def price(decision: Decision) -> tuple[int, int]:

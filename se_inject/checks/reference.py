@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from se_inject.errors import TraceError
 from se_inject.inputs import Inputs, dtype_of, from_shape
-from se_inject.surgery.splice import forked_rng
+from se_inject.random_state import forked_rng
 from se_inject.types import Baseline
 
 SAMPLES = 8

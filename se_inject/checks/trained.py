@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from se_inject.blocks.make import make_block
 from se_inject.checks import reference as baseline
 from se_inject.checks.verify import absorbed, same
 from se_inject.errors import SpliceError
 from se_inject.inputs import Inputs, dtype_of, from_shape
-from se_inject.surgery.splice import make_block
 from se_inject.types import Check, Plan, Report
 
 Tensors = dict[str, torch.Tensor]

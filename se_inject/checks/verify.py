@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from se_inject.blocks.make import make_block
 from se_inject.checks.reference import Reference, Run, digest, digests, first_line, preserved, run, tensors_in
 from se_inject.errors import VerifyError
 from se_inject.inputs import Inputs
-from se_inject.surgery.splice import make_block
 from se_inject.types import Check, Cost, Decision, Plan, SiteCost
 
 ARITHMETIC = 1e-3  # how far the same network may be on another processor, relative to the output's size

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import copy
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import fx, nn
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
-from se_inject.blocks import find_block
+from se_inject.blocks.make import make_block
 from se_inject.errors import PlanMismatchError, SpliceError
 from se_inject.surgery.classes import generated, is_generated
 from se_inject.surgery.fingerprint import fingerprint
@@ -185,33 +181,6 @@ def _classes(model: nn.Module, plan: Plan) -> dict[str, type]:
                 Edit(carrier.name, carrier.position, carrier.kind == "taker"),
             )
     return {path: generated(type(_module(model, path)), edit) for path, edit in edits.items()}
-
-
-def make_block(decision: Decision, seed: int, like: nn.Module | None) -> nn.Module:
-    """The block of a decision, in the dtype and on the device of ``like``, from its own random stream."""
-    try:
-        block = find_block(decision.block)
-    except ValueError as error:
-        raise PlanMismatchError(f"the plan inserts at {decision.site.id}, but {error}") from error
-    tensor = next((p for p in like.parameters() if p.is_floating_point()), None) if like is not None else None
-    # The seed of a site does not depend on the other sites, nor on the state of the global generator.
-    with forked_rng(seed ^ zlib.crc32(decision.site.id.encode("utf-8", "surrogatepass"))):
-        try:
-            module = block.module(**decision.kwargs)
-        except (TypeError, KeyError, ValueError, RuntimeError, OverflowError) as error:
-            raise PlanMismatchError(
-                f"the plan's block {decision.block} at {decision.site.id} cannot be built from {decision.kwargs}: "
-                f"{type(error).__name__}: {error}."
-            ) from error
-    module.train(like.training if like is not None else False)
-    return module if tensor is None else module.to(device=tensor.device, dtype=tensor.dtype)
-
-
-@contextmanager
-def forked_rng(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # not the accelerators'
-        yield
 
 
 def _insert(model: nn.Module, decision: Decision, seed: int) -> dict[str, Any]:

@@ -679,7 +679,7 @@ def test_files_import_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_registering() -> None:
     assert se_inject.register_block(Shift) == NAME
     assert se_inject.register_block(Shift, "shift") == "shift"
-    assert find_block("shift").module is Shift and find_block("shift").options == ("start", "axis")
+    assert find_block("shift").module is Shift and tuple(find_block("shift").options) == ("start", "axis")
     assert isinstance(find_block("se"), Block)
     with pytest.raises(ValueError, match=r"no block is called 'shifted'.*shift"):
         find_block("shifted")

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import se_inject
+from se_inject.blocks.make import make_block
 from se_inject.checks.pricing import pricing
 from se_inject.injection.plan import make_plan
-from se_inject.surgery.splice import make_block
 from tests.nets import Basic, Fn, Net, conv
 
 

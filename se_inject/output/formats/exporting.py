@@ -20,7 +20,7 @@ from se_inject.checks.reference import first_line, preserved, run, shrink, tenso
 from se_inject.checks.verify import relative
 from se_inject.errors import WriteError
 from se_inject.inputs import BATCH, Inputs, noise
-from se_inject.surgery.splice import forked_rng
+from se_inject.random_state import forked_rng
 from se_inject.types import Plan
 
 BATCHES = (1, 2, 7)  # at which a program with a free batch is compared

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from se_inject.blocks import BLOCKS, find_block
 from se_inject.checks import reference as baseline
 from se_inject.checks.verify import against_outputs, same
 from se_inject.errors import WriteError
 from se_inject.output.formats.subject import Content, Subject
 from se_inject.output.weights import WHOLE, weights_files
-from se_inject.surgery.splice import forked_rng
+from se_inject.random_state import forked_rng
 from se_inject.trace.skeleton import share, skeleton
 from se_inject.types import Check, Decision, Plan
 
@@ -33,15 +34,6 @@ GIVEN = ("channels", "rd_channels", "kernel_size", "gain", "zero_init")  # argum
 # What of the library's own description of the weights is passed on
 DESCRIPTION = ("input_size", "fixed_input_size", "pool_size", "interpolation", "crop_pct", "crop_mode", "mean", "std",
                "first_conv", "classifier", "license")  # fmt: skip
-
-# block -> our arguments for what timm builds by its name alone, and the layer that is linear in the squeezed values
-ATTENTION: dict[str, tuple[dict[str, Any], str]] = {
-    "se": ({"bias": True, "act": "relu", "gate": "sigmoid"}, "fc1.weight"),
-    "eca": ({"gate": "sigmoid"}, "conv.weight"),
-    "ese": ({"gate": "hardsigmoid"}, "fc.weight"),
-    "gc": ({"fusion": "scale", "attn": True, "act": "relu", "gate": "sigmoid"}, ""),
-    "cbam": ({"spatial_kernel_size": 7, "act": "relu", "gate": "sigmoid", "mlp_bias": False}, ""),
-}
 
 
 def _squeeze_ratio(decision: Decision) -> dict[str, Any]:
@@ -139,9 +131,11 @@ def _arguments(subject: Subject) -> dict[str, Any]:
         raise _refusal(
             f"{first.key} is {first.block}, {other.key} is {other.block}; timm takes one kind for all places"
         )
-    if first.block not in ATTENTION:
-        raise _refusal(f"timm has no block {first.block!r} ({', '.join(ATTENTION)})")
-    defaults, _ = ATTENTION[first.block]
+    timm = find_block(first.block).timm
+    if timm is None:
+        built = ", ".join(name for name, block in BLOCKS.items() if block.timm)
+        raise _refusal(f"timm has no block {first.block!r} ({built})")
+    defaults = timm.arguments
     for decision in subject.plan.insertions:
         rest = {key: value for key, value in decision.kwargs.items() if key not in GIVEN}
         if odd := sorted(key for key in rest.keys() | defaults.keys() if rest.get(key) != defaults.get(key)):
@@ -188,7 +182,8 @@ def _folded(state: Mapping[str, torch.Tensor], plan: Plan) -> dict[str, torch.Te
     for decision in plan.insertions:
         if decision.kwargs.get("gain", 1.0) == 1.0:
             continue
-        norm, (_, first) = decision.site.absorb, ATTENTION[decision.block]
+        timm = find_block(decision.block).timm
+        norm, first = decision.site.absorb, timm.linear if timm else ""
         if not norm or norm in norms or not first:
             why = decision.site.absorb_obstacle or ("a block of this kind" if not first else "its norm is not its own")
             raise _refusal(f"the gate of {decision.key} is twice timm's, and no norm can take the factor over ({why})")
