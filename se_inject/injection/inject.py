@@ -102,9 +102,9 @@ def realise(
 
 def _meets(model: nn.Module, planned: Planned, probe: Inputs) -> bool:
     """Whether a forward of ``probe`` comes to every place of the plan."""
-    met = {(c.path, n.meta.get("spot"), n.target) for c in trace(model, probe).calls for n in c.graph.nodes}
+    met = {(c.path, n.meta.get("span"), n.target) for c in trace(model, probe).calls for n in c.graph.nodes}
     places = [p for decision in planned.plan.insertions for p in planned.found.places[decision.site.id]]
-    return all((call.path, node.meta.get("spot"), node.target) in met for call, node, _ in places)
+    return all((call.path, node.meta.get("span"), node.target) in met for call, node, _ in places)
 
 
 def _gates(result: nn.Module, inputs: Inputs) -> tuple[GateStats, ...]:

@@ -18,7 +18,7 @@ from se_inject.search.nodes import data, op
 from se_inject.search.sites import Found, find
 from se_inject.trace.calls import Call, Names, Trace
 from se_inject.trace.recorder import record
-from se_inject.trace.spots import methods
+from se_inject.trace.source import methods
 from se_inject.types import Site
 
 
@@ -104,7 +104,7 @@ def _flags(module: nn.Module) -> frozenset[Any]:
 
 
 def _places(call: Call) -> set[Any]:
-    return {(node.meta.get("spot"), node.target) for node in call.graph.nodes if node.op.startswith("call")}
+    return {(node.meta.get("span"), node.target) for node in call.graph.nodes if node.op.startswith("call")}
 
 
 def _of(site: Site, found: Found) -> set[Any]:
@@ -114,11 +114,11 @@ def _of(site: Site, found: Found) -> set[Any]:
     while site.placement == "standard" and todo:
         current = todo.pop(0)
         if current.op.startswith("call") and op(current).kind == "add" and len(data(current)) > 1:
-            return {(current.meta.get("spot"), current.target)}
+            return {(current.meta.get("span"), current.target)}
         new = [user for user in current.users if user not in seen]
         seen.update(new)
         todo += new
-    return {(node.meta.get("spot"), node.target)}
+    return {(node.meta.get("span"), node.target)}
 
 
 @functools.cache

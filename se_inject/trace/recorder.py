@@ -23,7 +23,7 @@ from torch.utils._device import _device_constructors
 
 from se_inject.inputs import Inputs
 from se_inject.trace.calls import Call, Names, is_leaf
-from se_inject.trace.spots import Spot, here
+from se_inject.trace.source import CodeSpan, current_span
 
 SHAPE_KEPT = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm}
 # Values that an fx node may hold as they are; anything else is written as its type's name.
@@ -64,7 +64,7 @@ class Recorder(TorchFunctionMode):
         self.paths, self.constants, self.meta = names.paths, names.constants, names.meta
         self.calls: list[Call] = []
         self.stack: list[Call] = []
-        self.pending: list[tuple[Any, Any, Spot | None, dict[int, int | None], str]] = []
+        self.pending: list[tuple[Any, Any, CodeSpan | None, dict[int, int | None], str]] = []
         self.made: dict[int, tuple[torch.Tensor, Call]] = {}
         self.leaf = 0  # depth inside a leaf module: nothing is recorded there
         self.order = 0
@@ -79,7 +79,7 @@ class Recorder(TorchFunctionMode):
         versions = {id(t): version(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
         if parent is not None:
             nodes = self._argument(parent, args), self._argument(parent, kwargs)
-            self.pending.append((*nodes, here(parent.module), versions, self.fx_node))
+            self.pending.append((*nodes, current_span(parent.module), versions, self.fx_node))
         if parent is not None and is_leaf(module):
             self.leaf = 1
             return
@@ -108,13 +108,13 @@ class Recorder(TorchFunctionMode):
         if not self.stack:
             return None
         parent = self.stack[-1]
-        node_args, node_kwargs, spot, versions, self.fx_node = self.pending.pop()
+        node_args, node_kwargs, span, versions, self.fx_node = self.pending.pop()
         if call is not None and call.hidden:
             node_kwargs = {**node_kwargs, "?": tuple(call.hidden)}
         path, above = self.paths[id(module)], parent.path
         target = path[len(above) + 1 :] if above and path.startswith(above + ".") else path
         node = parent.graph.create_node("call_module", target, node_args, node_kwargs)
-        node.meta.update(spot=spot, order=self._tick(), module=module, path=path, call=call, fx=self.fx_node)
+        node.meta.update(span=span, order=self._tick(), module=module, path=path, call=call, fx=self.fx_node)
         if call is not None:
             call.node, parent.children[call] = node, node
         return self._results(parent, node, output, versions)
@@ -140,7 +140,7 @@ class Recorder(TorchFunctionMode):
         if target is getattr:
             node_args = (*node_args, func.__self__.__name__)  # type: ignore[attr-defined]
         node = call.graph.create_node(kind, target, node_args, self._argument(call, kwargs))
-        node.meta.update(spot=here(call.module), order=self._tick(), fx=self.fx_node)
+        node.meta.update(span=current_span(call.module), order=self._tick(), fx=self.fx_node)
         # What writes (x.add_(y), x[i] = y, out=x) is often called for its effect alone: its tensor is that node now.
         name = target if isinstance(target, str) else getattr(target, "__name__", "")
         writes = target is operator.setitem or (name.endswith("_") and not name.endswith("__")) or "out" in kwargs
@@ -202,7 +202,7 @@ class Recorder(TorchFunctionMode):
                 part = node
                 for key in paths[i][0]:
                     part = call.graph.call_function(operator.getitem, (part, _key(key)))
-                    part.meta.update(spot=None, order=node.meta["order"], fx="")
+                    part.meta.update(span=None, order=node.meta["order"], fx="")
             self._note(call, value, part)
         return pytree.tree_unflatten(leaves, spec)
 

@@ -22,7 +22,7 @@ from se_inject.search.nodes import data, name_of, op, result
 from se_inject.search.sites import find
 from se_inject.trace.calls import Call, Trace
 from se_inject.trace.record import trace
-from se_inject.trace.spots import Spot
+from se_inject.trace.source import CodeSpan
 from tests.nets import NETS, Basic, DropPath, Fn, Functional, Net, body, conv, unit
 
 
@@ -35,17 +35,17 @@ def nodes(call: Call) -> list[fx.Node]:
     return [node for node in call.graph.nodes if node.op.startswith("call")]
 
 
-def text(spot: Spot) -> str:
-    """The source at a spot."""
-    line, end_line, column, end_column = spot.span
-    lines = [text.encode() for text in linecache.getlines(spot.code.co_filename)[line - 1 : end_line]]
+def text(span: CodeSpan) -> str:
+    """The source at a span."""
+    line, end_line, column, end_column = span.extent
+    lines = [text.encode() for text in linecache.getlines(span.code.co_filename)[line - 1 : end_line]]
     lines[-1] = lines[-1][:end_column]
     lines[0] = lines[0][column:]
     return b"".join(lines).decode()
 
 
 def sources(call: Call) -> list[str]:
-    return [text(node.meta["spot"]) for node in nodes(call)]
+    return [text(node.meta["span"]) for node in nodes(call)]
 
 
 def outside(x: torch.Tensor) -> torch.Tensor:
@@ -79,7 +79,7 @@ class Expressions(Net):
 
 def test_every_node_knows_its_expression() -> None:
     (call, *_) = recorded(Expressions()).calls
-    assert [(name_of(n), text(n.meta["spot"])) for n in nodes(call)] == [
+    assert [(name_of(n), text(n.meta["span"])) for n in nodes(call)] == [
         ("conv", "self.conv(x)"),
         ("abs", "größe.abs()"),
         ("act", "self.act(größe)"),
@@ -97,8 +97,8 @@ def test_every_node_knows_its_expression() -> None:
         ("div", "self.conv(y) / 2"),
         ("conv", "self.conv(self.conv(y) / 2)"),
     ]
-    assert [n.meta["spot"].method for n in nodes(call)] == ["forward"] * 5 + ["helper"] + ["forward"] * 10
-    assert all(n.meta["spot"].direct for n in nodes(call))
+    assert [n.meta["span"].method for n in nodes(call)] == ["forward"] * 5 + ["helper"] + ["forward"] * 10
+    assert all(n.meta["span"].direct for n in nodes(call))
 
 
 class Helpers(Net):
@@ -127,7 +127,7 @@ class Helpers(Net):
 
 def test_the_value_of_a_helper_function_is_not_the_expression_s_own() -> None:
     (call, *_) = recorded(Helpers()).calls
-    assert [(text(n.meta["spot"]), n.meta["spot"].direct) for n in nodes(call)] == [
+    assert [(text(n.meta["span"]), n.meta["span"].direct) for n in nodes(call)] == [
         ("outside(x)", False),
         ("self.double(x)", False),
         ("self.static(x)", False),
@@ -156,7 +156,7 @@ class Derived(Base):
 
 def test_an_inherited_method_belongs_to_the_class_that_defines_it() -> None:
     (call, *_) = recorded(Derived()).calls
-    first, second = (node.meta["spot"] for node in nodes(call))
+    first, second = (node.meta["span"] for node in nodes(call))
     assert (first.cls, first.method, text(first)) == (Base, "forward", "self.conv(x)")
     assert (second.cls, second.method, text(second)) == (Derived, "forward", "F.relu(super().forward(x))")
 
