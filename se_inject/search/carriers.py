@@ -18,10 +18,11 @@ from torch.nn.utils import parametrize
 
 from se_inject.inputs import Inputs
 from se_inject.search.chains import steps
-from se_inject.search.nodes import data, op, result
+from se_inject.search.nodes import data, label, module_of, op, result
 from se_inject.search.words import HOMOGENEOUS
 from se_inject.trace.calls import CONTAINERS, Call, Trace
 from se_inject.trace.recorder import record
+from se_inject.trace.records import record_of
 from se_inject.trace.source import (
     TORCH_DIR,
     CodeSpan,
@@ -54,11 +55,11 @@ class Index:
                 self.runs[call.path] += 1
             for node in call.graph.nodes:
                 if node.op == "call_module":
-                    self.runs[node.meta["path"]] += 1
-                span: CodeSpan | None = node.meta.get("span")
+                    self.runs[record_of(node).path] += 1
+                span = record_of(node).span
                 if span is not None:
                     # What hands its argument on makes nothing: FloatFunctional ends each operation with an observer.
-                    self.spans[call, (span.code, span.extent)] += not node.meta.get("identity")
+                    self.spans[call, (span.code, span.extent)] += not record_of(node).identity
                     self.ran[call.path, span, node.target] += 1
         for module in trace.root.modules():
             for parameter in module._parameters.values():
@@ -82,7 +83,7 @@ def carrier(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, st
 def edge(index: Index, call: Call, node: fx.Node, user: fx.Node, name: str) -> tuple[Carrier | None, str]:
     """The carrier for a block between ``node`` and one user of it, or the reason why there is none."""
     if isinstance(call.module, fx.GraphModule):
-        return replace(_graph(index, call, node), user=user.meta["fx"]), ""
+        return replace(_graph(index, call, node), user=record_of(user).fx_node), ""
     operands: list[int | str] = [i for i, arg in enumerate(user.args) if arg is node]
     operands += [key for key, arg in user.kwargs.items() if arg is node]
     if len(operands) != 1:
@@ -91,9 +92,9 @@ def edge(index: Index, call: Call, node: fx.Node, user: fx.Node, name: str) -> t
 
 
 def _graph(index: Index, call: Call, node: fx.Node) -> Carrier:
-    owner = node.meta.get("path", "").rpartition(".")[0].removeprefix(call.path).lstrip(".")
+    owner = record_of(node).path.rpartition(".")[0].removeprefix(call.path).lstrip(".")
     name = free_name(index, _submodule(call.module, owner))
-    return Carrier("graph", call.path, f"{owner}.{name}" if owner else name, node=node.meta.get("fx") or node.name)
+    return Carrier("graph", call.path, f"{owner}.{name}" if owner else name, node=record_of(node).fx_node or node.name)
 
 
 def _submodule(module: nn.Module, path: str) -> nn.Module:
@@ -103,10 +104,10 @@ def _submodule(module: nn.Module, path: str) -> nn.Module:
 def _source(
     index: Index, call: Call, node: fx.Node, base: str = CHILD, operand: int | str | None = None
 ) -> tuple[Carrier | None, str]:
-    span: CodeSpan | None = node.meta.get("span")
+    span = record_of(node).span
     if span is None and node.target is operator.getitem:
         (several,) = node.all_input_nodes
-        return None, f"it is one of several values that {several.meta.get('path') or several.name} returns"
+        return None, f"it is one of several values that {label(several)} returns"
     if span is None:
         return None, "Python kept no position of it in the source"
     if span.code.co_filename.startswith(TORCH_DIR):
@@ -141,7 +142,7 @@ def _dropped(span: CodeSpan, place: Position) -> bool:
 
 
 def _callee(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, str]:
-    path, module = node.meta["path"], node.meta["module"]
+    path, module = record_of(node).path, module_of(node)
     name = type(module).__name__
     if index.runs[path] != index.runs[call.path]:
         return None, f"{path} ({name}) is called {index.runs[path]} times in one forward, and not only here"
@@ -164,12 +165,12 @@ def _callee(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, st
 
 def _taker(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, str]:
     """The next child gates what it takes, when it is the only one that does."""
-    path, name = node.meta["path"], type(node.meta["module"]).__name__
+    path, name = record_of(node).path, type(module_of(node)).__name__
     reason = f"{path} is a {name}, which conversions replace, and the block with it"
     user = next(iter(node.users)) if len(node.users) == 1 else None
     if user is None or user.op != "call_module" or user.args[:1] != (node,) or isinstance(call.module, fx.GraphModule):
         return None, reason
-    module, taker = user.meta["module"], user.meta["path"]
+    module, taker = module_of(user), record_of(user).path
     if index.runs[taker] != index.runs[call.path] or isinstance(module, CONTAINERS) or _unfit(module):
         return None, reason
     code = current_code(type(module), "forward")
@@ -227,7 +228,7 @@ def _slot(index: Index, call: Call, node: fx.Node) -> str | None:
             return name
         if value is None:
             # One trial for each kind of block: the same class, called to the same effect.
-            span: CodeSpan | None = node.meta.get("span")
+            span = record_of(node).span
             key = (type(module), name, span, node.name, tuple(str(n.target) for n in call.graph.nodes))
             if key not in index.slots:
                 index.slots[key] = _try_slot(index, call, node, name)
@@ -245,7 +246,7 @@ def _try_slot(index: Index, call: Call, node: fx.Node, name: str) -> str | None:
     names.paths = {**names.paths, id(filler): _path(call, name)}
     try:
         again = record(names, module, Inputs(call.args, call.kwargs))[0]
-        same = [n for n in again.graph.nodes if n.meta.get("span") == node.meta.get("span") and n.op == node.op]
+        same = [n for n in again.graph.nodes if record_of(n).span == record_of(node).span and n.op == node.op]
         extra = len(again.graph.nodes) - len(call.graph.nodes)
         return name if len(same) == 1 and extra == 1 and reaches(same[0], _path(call, name)) else None
     except Exception:  # the forward does something else with a filled slot: then it is not one
@@ -265,11 +266,11 @@ def reaches(node: fx.Node, path: str) -> bool:
         node = next(iter(node.users))
         if node.op in ("call_function", "call_method") and op(node).kind == "pass":
             continue  # x + 0
-        if node.op != "call_module" or not node.meta.get("identity"):
+        if node.op != "call_module" or not record_of(node).identity:
             return False
-        if node.meta["path"] == path:
+        if record_of(node).path == path:
             return True
-        if type(node.meta["module"]) is not nn.Identity:
+        if type(module_of(node)) is not nn.Identity:
             return False
     return False
 
