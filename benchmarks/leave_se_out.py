@@ -32,6 +32,7 @@ from se_inject.search.gated import made_by
 from se_inject.search.sites import find
 from se_inject.trace.calls import Trace
 from se_inject.trace.record import trace
+from se_inject.trace.records import record_of
 
 PLACEMENTS = ("standard", "inner", "concat", "sum")
 # Gates that have no place by the definitions, and why.
@@ -63,10 +64,10 @@ def gates(recorded: Trace) -> list[str]:
         if any(call.path.startswith(f"{path}.") for path in found):
             continue
         for node in call.graph.nodes:
-            if node.op == "call_module" and node.meta["path"] not in found:
+            if node.op == "call_module" and record_of(node).path not in found:
                 kinds = {o.kind for o in chain(node)}
                 if "gate" in kinds and kinds <= {"gate", "pass"}:
-                    found.append(node.meta["path"])
+                    found.append(record_of(node).path)
     return found
 
 

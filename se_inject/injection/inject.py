@@ -21,6 +21,7 @@ from se_inject.report.tables import percent
 from se_inject.surgery import splice
 from se_inject.surgery.expected import differences
 from se_inject.trace.record import trace, uncollected
+from se_inject.trace.records import record_of
 from se_inject.trace.skeleton import share, skeleton
 from se_inject.types import Check, Cost, GateStats, Plan, Report, SiteCost
 
@@ -102,9 +103,9 @@ def realise(
 
 def _meets(model: nn.Module, planned: Planned, probe: Inputs) -> bool:
     """Whether a forward of ``probe`` comes to every place of the plan."""
-    met = {(c.path, n.meta.get("spot"), n.target) for c in trace(model, probe).calls for n in c.graph.nodes}
+    met = {(c.path, record_of(n).span, n.target) for c in trace(model, probe).calls for n in c.graph.nodes}
     places = [p for decision in planned.plan.insertions for p in planned.found.places[decision.site.id]]
-    return all((call.path, node.meta.get("spot"), node.target) in met for call, node, _ in places)
+    return all((call.path, record_of(node).span, node.target) in met for call, node, _ in places)
 
 
 def _gates(result: nn.Module, inputs: Inputs) -> tuple[GateStats, ...]:

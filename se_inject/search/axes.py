@@ -9,19 +9,19 @@ from torch import fx
 
 from se_inject.search.nodes import data, name_of, op, per_node, result, shape
 from se_inject.search.words import LAST_AXES
-from se_inject.trace.calls import Call
+from se_inject.trace.records import record_of
 
 
 @per_node
 def channel_axis(node: fx.Node) -> int | None:
     """The axis of the channels, from the operator that made them, followed through what keeps or permutes axes."""
     rank, o = len(shape(node)), op(node)
-    call: Call | None = node.meta.get("call")
+    call = record_of(node).call
     inner = result(call) if call is not None else _part(node)
     if inner is not None:
         return channel_axis(inner)
     if node.op == "placeholder":
-        outer = node.meta.get("outer")
+        outer = record_of(node).outer
         return channel_axis(outer) if outer is not None else 1 if rank >= 4 else None
     if o.kind == "conv":
         return rank - 1 - len(o.kernel) if o.kernel else 1  # 0 without a batch
@@ -41,7 +41,7 @@ def channel_axis(node: fx.Node) -> int | None:
     if o.kind == "other":  # the axes may have moved, unless the shape is kept
         sources = tuple(n for n in sources if shape(n) == shape(node))
     # The latest first: of a sum that is the branch, whose layer is near, and not the way back through all shortcuts.
-    for source in sorted(sources, key=lambda n: n.meta.get("order", 0), reverse=True):
+    for source in sorted(sources, key=lambda n: record_of(n).order or 0, reverse=True):
         if len(shape(source)) == rank and (axis := channel_axis(source)) is not None:
             return axis
     return None
@@ -64,7 +64,7 @@ def _part(node: fx.Node) -> fx.Node | None:
     """In the graph of a child, the one of its several results that the node takes."""
     if node.op != "call_function" or node.target is not operator.getitem or not isinstance(node.args[0], fx.Node):
         return None
-    call: Call | None = node.args[0].meta.get("call")
+    call = record_of(node.args[0]).call
     results = call.graph.output_node().args[0] if call is not None else None
     try:
         found = results[node.args[1]]  # type: ignore[index]
@@ -75,12 +75,12 @@ def _part(node: fx.Node) -> fx.Node | None:
 
 def settle_axis(node: fx.Node, axis: int) -> None:
     """Remember the axis of a value for which ``channel_axis`` finds none."""
-    node.meta[f"{__name__}.channel_axis"] = axis
+    record_of(node).answers[channel_axis] = axis
 
 
 def _normalised(node: fx.Node) -> int:
     """How many axes a layer norm takes together: more than the last one leave open which is that of the channels."""
-    module = node.meta.get("module")
+    module = record_of(node).module
     dims = module.normalized_shape if module is not None else [*node.args[1:2], node.kwargs.get("normalized_shape")][0]
     return len(dims) if isinstance(dims, list | tuple) else 1
 

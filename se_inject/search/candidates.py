@@ -10,6 +10,7 @@ from se_inject.search.axes import area, channel_axis, channels
 from se_inject.search.flow import Join, concats, dense, joins
 from se_inject.search.nodes import shape
 from se_inject.trace.calls import Call
+from se_inject.trace.records import record_of
 
 
 @dataclass(eq=False)
@@ -43,8 +44,8 @@ class Flow:
 
     def __post_init__(self) -> None:
         # The axis of a value follows from earlier ones: asked for in order, no question goes deep.
-        nodes = [node for call in self.calls for node in call.graph.nodes if "order" in node.meta]
-        for node in sorted(nodes, key=lambda node: node.meta["order"]):
+        nodes = [node for call in self.calls for node in call.graph.nodes if record_of(node).order is not None]
+        for node in sorted(nodes, key=lambda node: record_of(node).order or 0):
             channel_axis(node)
         for call in self.calls:
             found = [join for join in joins(call.graph) if is_map(join.node)]

@@ -18,12 +18,21 @@ from torch.nn.utils import parametrize
 
 from se_inject.inputs import Inputs
 from se_inject.search.chains import steps
-from se_inject.search.nodes import data, op, result
+from se_inject.search.nodes import data, label, module_of, op, result
 from se_inject.search.words import HOMOGENEOUS
 from se_inject.trace.calls import CONTAINERS, Call, Trace
 from se_inject.trace.recorder import record
-from se_inject.trace.source import current_code, method_source, parse, position, taken
-from se_inject.trace.spots import TORCH_DIR, Spot, methods
+from se_inject.trace.records import record_of
+from se_inject.trace.source import (
+    TORCH_DIR,
+    CodeSpan,
+    current_code,
+    first_argument,
+    method_source,
+    methods,
+    parse,
+    position,
+)
 from se_inject.types import Carrier, Position
 
 SLOTS = ("se", "attn")  # what the zoos call the attribute that holds channel attention
@@ -36,7 +45,7 @@ class Index:
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         self.runs: Counter[str] = Counter()  # module path -> calls in one forward
-        self.spots: Counter[tuple[Call, Any]] = Counter()  # (call, expression) -> nodes that it made
+        self.spans: Counter[tuple[Call, Any]] = Counter()  # (call, expression) -> nodes that it made
         self.ran: Counter[Any] = Counter()  # (module path, expression, what it calls) -> times in one forward
         self.parameters: Counter[int] = Counter()  # parameter -> modules that hold it
         self.slots: dict[Any, str | None] = {}
@@ -46,12 +55,12 @@ class Index:
                 self.runs[call.path] += 1
             for node in call.graph.nodes:
                 if node.op == "call_module":
-                    self.runs[node.meta["path"]] += 1
-                spot: Spot | None = node.meta.get("spot")
-                if spot is not None:
+                    self.runs[record_of(node).path] += 1
+                span = record_of(node).span
+                if span is not None:
                     # What hands its argument on makes nothing: FloatFunctional ends each operation with an observer.
-                    self.spots[call, (spot.code, spot.span)] += not node.meta.get("identity")
-                    self.ran[call.path, spot, node.target] += 1
+                    self.spans[call, (span.code, span.extent)] += not record_of(node).identity
+                    self.ran[call.path, span, node.target] += 1
         for module in trace.root.modules():
             for parameter in module._parameters.values():
                 self.parameters[id(parameter)] += 1
@@ -74,7 +83,7 @@ def carrier(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, st
 def edge(index: Index, call: Call, node: fx.Node, user: fx.Node, name: str) -> tuple[Carrier | None, str]:
     """The carrier for a block between ``node`` and one user of it, or the reason why there is none."""
     if isinstance(call.module, fx.GraphModule):
-        return replace(_graph(index, call, node), user=user.meta["fx"]), ""
+        return replace(_graph(index, call, node), user=record_of(user).fx_node), ""
     operands: list[int | str] = [i for i, arg in enumerate(user.args) if arg is node]
     operands += [key for key, arg in user.kwargs.items() if arg is node]
     if len(operands) != 1:
@@ -83,9 +92,9 @@ def edge(index: Index, call: Call, node: fx.Node, user: fx.Node, name: str) -> t
 
 
 def _graph(index: Index, call: Call, node: fx.Node) -> Carrier:
-    owner = node.meta.get("path", "").rpartition(".")[0].removeprefix(call.path).lstrip(".")
+    owner = record_of(node).path.rpartition(".")[0].removeprefix(call.path).lstrip(".")
     name = free_name(index, _submodule(call.module, owner))
-    return Carrier("graph", call.path, f"{owner}.{name}" if owner else name, node=node.meta.get("fx") or node.name)
+    return Carrier("graph", call.path, f"{owner}.{name}" if owner else name, node=record_of(node).fx_node or node.name)
 
 
 def _submodule(module: nn.Module, path: str) -> nn.Module:
@@ -95,45 +104,45 @@ def _submodule(module: nn.Module, path: str) -> nn.Module:
 def _source(
     index: Index, call: Call, node: fx.Node, base: str = CHILD, operand: int | str | None = None
 ) -> tuple[Carrier | None, str]:
-    spot: Spot | None = node.meta.get("spot")
-    if spot is None and node.target is operator.getitem:
+    span = record_of(node).span
+    if span is None and node.target is operator.getitem:
         (several,) = node.all_input_nodes
-        return None, f"it is one of several values that {several.meta.get('path') or several.name} returns"
-    if spot is None:
+        return None, f"it is one of several values that {label(several)} returns"
+    if span is None:
         return None, "Python kept no position of it in the source"
-    if spot.code.co_filename.startswith(TORCH_DIR):
+    if span.code.co_filename.startswith(TORCH_DIR):
         return None, f"{type(call.module).__name__} runs it in a loop of torch's own"
-    if not spot.direct:
-        return None, f"it is computed inside a function that {spot.cls.__name__}.{spot.method} calls"
-    if index.spots[call, (spot.code, spot.span)] > 1:
-        return None, f"{spot.cls.__name__}.{spot.method} runs the expression more than once in one forward (a loop)"
+    if not span.direct:
+        return None, f"it is computed inside a function that {span.cls.__name__}.{span.method} calls"
+    if index.spans[call, (span.code, span.extent)] > 1:
+        return None, f"{span.cls.__name__}.{span.method} runs the expression more than once in one forward (a loop)"
     if isinstance(call.module, CONTAINERS):
         return None, f"{type(call.module).__name__} runs all its children, and would run a new one too"
     if reason := _unfit(call.module):
         return None, reason
-    if current_code(type(call.module), spot.method) is not spot.code:
-        return None, f"{spot.cls.__name__}.{spot.method} is overridden in {type(call.module).__name__}"
+    if current_code(type(call.module), span.method) is not span.code:
+        return None, f"{span.cls.__name__}.{span.method} is overridden in {type(call.module).__name__}"
     try:
-        place = position(spot, operand, node.op == "call_method")
+        place = position(span, operand, node.op == "call_method")
     except ValueError as error:
         return None, str(error)
-    if _dropped(spot, place):
-        return None, f"{spot.cls.__name__}.{spot.method} makes it by a statement whose value is dropped"
+    if _dropped(span, place):
+        return None, f"{span.cls.__name__}.{span.method} makes it by a statement whose value is dropped"
     return Carrier("source", call.path, free_name(index, call.module, base), place), ""
 
 
-def _dropped(spot: Spot, place: Position) -> bool:
+def _dropped(span: CodeSpan, place: Position) -> bool:
     """Whether the expression is a whole statement (``x.relu_()``): a call around it would change nothing."""
-    span = (place.line + 2, place.column, place.end_line + 2, place.end_column)
+    extent = (place.line + 2, place.column, place.end_line + 2, place.end_column)
     return any(
-        (node.value.lineno, node.value.col_offset, node.value.end_lineno, node.value.end_col_offset) == span
-        for node in ast.walk(parse(method_source(spot.code)[0]))
+        (node.value.lineno, node.value.col_offset, node.value.end_lineno, node.value.end_col_offset) == extent
+        for node in ast.walk(parse(method_source(span.code)[0]))
         if isinstance(node, ast.Expr)
     )
 
 
 def _callee(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, str]:
-    path, module = node.meta["path"], node.meta["module"]
+    path, module = record_of(node).path, module_of(node)
     name = type(module).__name__
     if index.runs[path] != index.runs[call.path]:
         return None, f"{path} ({name}) is called {index.runs[path]} times in one forward, and not only here"
@@ -156,18 +165,18 @@ def _callee(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, st
 
 def _taker(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, str]:
     """The next child gates what it takes, when it is the only one that does."""
-    path, name = node.meta["path"], type(node.meta["module"]).__name__
+    path, name = record_of(node).path, type(module_of(node)).__name__
     reason = f"{path} is a {name}, which conversions replace, and the block with it"
     user = next(iter(node.users)) if len(node.users) == 1 else None
     if user is None or user.op != "call_module" or user.args[:1] != (node,) or isinstance(call.module, fx.GraphModule):
         return None, reason
-    module, taker = user.meta["module"], user.meta["path"]
+    module, taker = module_of(user), record_of(user).path
     if index.runs[taker] != index.runs[call.path] or isinstance(module, CONTAINERS) or _unfit(module):
         return None, reason
     code = current_code(type(module), "forward")
     try:
         text, _ = method_source(code) if code is not None else ("", "")
-        taken(parse(text), text)
+        first_argument(parse(text), text)
     except ValueError:
         return None, reason
     return Carrier("taker", taker, free_name(index, module)), ""
@@ -219,8 +228,8 @@ def _slot(index: Index, call: Call, node: fx.Node) -> str | None:
             return name
         if value is None:
             # One trial for each kind of block: the same class, called to the same effect.
-            spot: Spot | None = node.meta.get("spot")
-            key = (type(module), name, spot, node.name, tuple(str(n.target) for n in call.graph.nodes))
+            span = record_of(node).span
+            key = (type(module), name, span, node.name, tuple(str(n.target) for n in call.graph.nodes))
             if key not in index.slots:
                 index.slots[key] = _try_slot(index, call, node, name)
             if index.slots[key]:
@@ -237,7 +246,7 @@ def _try_slot(index: Index, call: Call, node: fx.Node, name: str) -> str | None:
     names.paths = {**names.paths, id(filler): _path(call, name)}
     try:
         again = record(names, module, Inputs(call.args, call.kwargs))[0]
-        same = [n for n in again.graph.nodes if n.meta.get("spot") == node.meta.get("spot") and n.op == node.op]
+        same = [n for n in again.graph.nodes if record_of(n).span == record_of(node).span and n.op == node.op]
         extra = len(again.graph.nodes) - len(call.graph.nodes)
         return name if len(same) == 1 and extra == 1 and reaches(same[0], _path(call, name)) else None
     except Exception:  # the forward does something else with a filled slot: then it is not one
@@ -257,11 +266,11 @@ def reaches(node: fx.Node, path: str) -> bool:
         node = next(iter(node.users))
         if node.op in ("call_function", "call_method") and op(node).kind == "pass":
             continue  # x + 0
-        if node.op != "call_module" or not node.meta.get("identity"):
+        if node.op != "call_module" or not record_of(node).identity:
             return False
-        if node.meta["path"] == path:
+        if record_of(node).path == path:
             return True
-        if type(node.meta["module"]) is not nn.Identity:
+        if type(module_of(node)) is not nn.Identity:
             return False
     return False
 

@@ -13,6 +13,7 @@ from se_inject.search.axes import channel_axis
 from se_inject.search.nodes import data, name_of, op, per_node, result, shape
 from se_inject.search.words import PRODUCTS, REDUCTIONS, SIGMOIDS, Op
 from se_inject.trace.calls import Call
+from se_inject.trace.records import record_of
 
 FOLDS = ("reshape", "permute", "pad", "pass")
 
@@ -88,7 +89,7 @@ def steps(node: fx.Node) -> tuple[tuple[Op, fx.Node], ...]:
     if gate(node) is not None:
         return ((Op("gate", name_of(node)), node),)
     own = op(node)
-    call: Call | None = node.meta.get("call")
+    call = record_of(node).call
     if call is None or own.kind == "gate":
         return ((own, node),)
     found: tuple[tuple[Op, fx.Node], ...] = ()
@@ -160,14 +161,13 @@ def chain(node: fx.Node) -> list[Op]:
 @per_node
 def depth(node: fx.Node) -> int:
     """Convolutions and linear layers one after another in a node: its longest path, gates left out."""
-    count = 0
-    for o, inner in steps(node):
-        call: Call | None = inner.meta.get("call") if o.kind == "block" else None
-        if o.kind in ("conv", "linear"):
-            count += 1
-        elif call is not None:
-            count += longest(call.graph.nodes)
-    return count
+    return sum(1 if o.kind in ("conv", "linear") else longest(_inside(o, inner)) for o, inner in steps(node))
+
+
+def _inside(o: Op, node: fx.Node, kinds: tuple[str, ...] = ("block",)) -> Iterable[fx.Node]:
+    """The nodes of the child's graph, where the operator is a child of one of these kinds that is no plain chain."""
+    call = record_of(node).call if o.kind in kinds else None
+    return call.graph.nodes if call is not None else ()
 
 
 def longest(nodes: Iterable[fx.Node]) -> int:
@@ -185,8 +185,7 @@ def nonlinear(node: fx.Node) -> bool:
     for o, inner in steps(node):
         if o.kind in ("act", "mul") or o.name in PRODUCTS:
             return True
-        call: Call | None = inner.meta.get("call") if o.kind in ("block", "norm") else None
-        if call is not None and any(nonlinear(n) for n in call.graph.nodes):
+        if any(map(nonlinear, _inside(o, inner, ("block", "norm")))):
             return True
     return False
 
@@ -195,10 +194,8 @@ def nonlinear(node: fx.Node) -> bool:
 def mixes(node: fx.Node) -> bool:
     """Whether a layer in the node makes new channels out of several, as all but depthwise convolutions do."""
     for o, inner in steps(node):
-        call: Call | None = inner.meta.get("call") if o.kind in ("block", "norm") else None
-        if (o.kind in ("conv", "linear") and not o.depthwise) or (
-            call is not None and any(map(mixes, call.graph.nodes))
-        ):
+        layer = o.kind in ("conv", "linear") and not o.depthwise
+        if layer or any(map(mixes, _inside(o, inner, ("block", "norm")))):
             return True
     return False
 
@@ -207,8 +204,7 @@ def mixes(node: fx.Node) -> bool:
 def reduces(node: fx.Node) -> bool:
     """Whether something is pooled in the node: of a map of one position, the shape does not tell."""
     for o, inner in steps(node):
-        call: Call | None = inner.meta.get("call") if o.kind == "block" else None
-        if o.kind == "pool" or o.name in REDUCTIONS or (call is not None and any(map(reduces, call.graph.nodes))):
+        if o.kind == "pool" or o.name in REDUCTIONS or any(map(reduces, _inside(o, inner))):
             return True
     return False
 
@@ -217,16 +213,15 @@ def reduces(node: fx.Node) -> bool:
 def holds_gate(node: fx.Node) -> str:
     """The path (or name) of a gate in the node, at any depth; empty when there is none."""
     for o, inner in steps(node):
-        call: Call | None = inner.meta.get("call") if o.kind == "block" else None
         if o.kind == "gate":
-            return inner.meta.get("path") or node.meta.get("path") or inner.name
-        if call is not None and (found := next(filter(None, map(holds_gate, call.graph.nodes)), "")):
+            return record_of(inner).path or record_of(node).path or inner.name
+        if found := next(filter(None, map(holds_gate, _inside(o, inner))), ""):
             return found
     return ""
 
 
 def passes(node: fx.Node) -> bool:
     """Dropout, drop path, layer scale, identity: by what they do, not by their names."""
-    return bool(node.meta.get("identity")) or (
+    return record_of(node).identity or (
         len(data(node)) == 1 and {o.kind for o in chain(node)} <= {"pass", "scale"} and node.op != "placeholder"
     )

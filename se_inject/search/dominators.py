@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from se_inject.search.nodes import data
+from se_inject.trace.records import record_of
 
 
 def dominators(graph: fx.Graph) -> dict[fx.Node, fx.Node | None]:
@@ -41,7 +42,7 @@ def _meet(
 
 def outer_fork(nodes: set[fx.Node]) -> fx.Node | None:
     """The common dominator, in the caller's graph, of the arguments among ``nodes``."""
-    outer: list[fx.Node] = [n.meta["outer"] for n in nodes if n.op == "placeholder" and n.meta.get("outer")]
+    outer = [o for n in nodes if n.op == "placeholder" and (o := record_of(n).outer) is not None]
     if not outer or len({n.graph for n in outer}) > 1:
         return None
     above = dominators(outer[0].graph)

@@ -12,9 +12,10 @@ from se_inject.errors import RulesError, closest
 from se_inject.search.candidates import Flow
 from se_inject.search.chains import chain
 from se_inject.search.flow import Branch, Join
-from se_inject.search.nodes import name_of, result, shape
+from se_inject.search.nodes import module_of, name_of, result, shape
 from se_inject.search.sites import Found
 from se_inject.trace.calls import Call, Trace
+from se_inject.trace.records import record_of
 from se_inject.types import Decision
 
 WEIGHTS = {0: "no layer", 1: "linear", 2: "deep"}
@@ -97,7 +98,7 @@ def _missing(trace: Trace, path: str) -> str:
     if path not in modules:
         return f"no module is called {path!r}.{closest(path, known)}"
     name, parent = type(modules[path]).__name__, path.rpartition(".")[0]
-    if any(node.meta.get("path") == path for call in trace.calls for node in call.graph.nodes):
+    if any(record_of(node).path == path for call in trace.calls for node in call.graph.nodes):
         return f"{path} is one {name} of torch.nn, a single node: explain its parent, {parent or '.'}."
     return f"{path} ({name}) does not run in this forward.{closest(path, known)}"
 
@@ -109,7 +110,7 @@ def _step(node: fx.Node) -> Step:
 
 def _runs(node: fx.Node) -> str:
     if node.op == "call_module":
-        return f"{node.target} ({type(node.meta['module']).__name__})"
+        return f"{node.target} ({type(module_of(node)).__name__})"
     if node.op == "placeholder":
         return "argument"
     return str(node.target) if node.op == "get_attr" else name_of(node)

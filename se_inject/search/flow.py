@@ -18,6 +18,7 @@ from se_inject.search.axes import area, channel_axis, settle_axis
 from se_inject.search.chains import chain, gate, longest, mixes, nonlinear, passes
 from se_inject.search.dominators import dominators, outer_fork
 from se_inject.search.nodes import data, op, per_node, shape
+from se_inject.trace.records import record_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +73,7 @@ class Join:
             return ()  # RepVGG's parallel branches: layers side by side, or beside a norm
         if deepest == 1 and not any(mixes(node) for node in deep[0].nodes):
             return ()  # one depthwise convolution beside the value: a positional encoding, or a branch to be fused
-        if self.fork is None and not any(b.operand.meta.get("argument") for b in rest):
+        if self.fork is None and not any(record_of(b.operand).alone for b in rest):
             return ()  # two maps from two places (FPN, HRNet), not a shortcut that is passed in (DLA)
         return deep
 

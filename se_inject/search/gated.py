@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from torch import fx
 
 from se_inject.search.chains import chain, gate, steps
-from se_inject.search.nodes import data, result
+from se_inject.search.nodes import data, label, result
 from se_inject.search.words import Op
-from se_inject.trace.calls import Call
+from se_inject.trace.records import record_of
 
 BETWEEN = ("act", "norm", "pass", "scale", "bias", "permute")  # what may stand between a value and its gate
 
@@ -19,7 +19,7 @@ def made_by(node: fx.Node) -> Iterator[tuple[Op, fx.Node]]:
     where that chain goes on; children are looked into."""
     while True:
         for o, inner in reversed(steps(node)):
-            call: Call | None = inner.meta.get("call") if o.kind == "block" else None
+            call = record_of(inner).call if o.kind == "block" else None
             last = result(call) if call is not None else None
             if last is not None:
                 yield from made_by(last)
@@ -34,7 +34,7 @@ def gated(node: fx.Node) -> str:
     """Why the value counts as gated already: the gate that made it, norms and activations looked through."""
     for o, maker in made_by(node):
         if o.kind == "gate":
-            return f"already gated by {maker.meta.get('path') or maker.name}"
+            return f"already gated by {label(maker)}"
         if o.kind not in BETWEEN:
             break
     return ""
@@ -44,7 +44,7 @@ def gated_next(node: fx.Node) -> str:
     """Why the value counts as gated already: the gate that it goes into, norms and activations looked through."""
     for user in node.users:
         if user.op.startswith("call") and (gate(user) is node or begins_gated(user)):
-            return f"already gated by {user.meta.get('path') or user.name}"
+            return f"already gated by {label(user)}"
     return ""
 
 
@@ -52,7 +52,7 @@ def begins_gated(node: fx.Node) -> str:
     """Why what ``node`` takes counts as gated already: it begins with a gate, norms and activations looked through."""
     for o in chain(node):
         if o.kind == "gate":
-            return f"already gated by {node.meta.get('path') or node.name}"
+            return f"already gated by {label(node)}"
         if o.kind not in BETWEEN:
             break
     return ""

@@ -7,27 +7,40 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.nn.modules import conv
 
 from se_inject.blocks import is_block
 from se_inject.search.words import FILES, FUNCTIONS, MODULES, Op
 from se_inject.trace.calls import Call
+from se_inject.trace.records import record_of
 
 T = TypeVar("T")
 
 
 def per_node(fn: Callable[[fx.Node], T]) -> Callable[[fx.Node], T]:
-    """Compute once for each node, and keep the answer in the node's ``meta``."""
-    key = f"{fn.__module__}.{fn.__name__}"
+    """Compute once for each node, and keep the answer in the node's record."""
 
     @functools.wraps(fn)
     def cached(node: fx.Node) -> T:
-        if key not in node.meta:
-            node.meta[key] = fn(node)
-        return node.meta[key]
+        answers = record_of(node).answers
+        if cached not in answers:
+            answers[cached] = fn(node)
+        return answers[cached]
 
     return cached
+
+
+def module_of(node: fx.Node) -> nn.Module:
+    """The module that a ``call_module`` node runs."""
+    module = record_of(node).module
+    assert module is not None
+    return module
+
+
+def label(node: fx.Node) -> str:
+    """The path of the module that the node runs, or the node's own name."""
+    return record_of(node).path or node.name
 
 
 def name_of(node: fx.Node) -> str:
@@ -41,11 +54,11 @@ def name_of(node: fx.Node) -> str:
 
 def constant(node: fx.Node) -> bool:
     """Made from parameters, buffers and numbers alone."""
-    if "constant" not in node.meta:  # the whole graph in order: a chain of nodes may be longer than Python's stack
+    if record_of(node).constant is None:  # the whole graph in order: a chain may be longer than Python's stack
         for n in node.graph.nodes:
-            made = n.op == "get_attr" or n.op not in ("placeholder", "output")
-            n.meta["constant"] = made and all(i.meta["constant"] for i in n.all_input_nodes)
-    return node.meta["constant"]
+            made = n.op not in ("placeholder", "output")
+            record_of(n).constant = made and all(record_of(i).constant for i in n.all_input_nodes)
+    return bool(record_of(node).constant)
 
 
 @per_node
@@ -55,7 +68,7 @@ def data(node: fx.Node) -> tuple[fx.Node, ...]:
 
 
 def shape(node: fx.Node) -> tuple[int, ...]:
-    return node.meta.get("shape", ())
+    return record_of(node).shape
 
 
 def result(call: Call) -> fx.Node | None:
@@ -70,7 +83,7 @@ def result(call: Call) -> fx.Node | None:
 def op(node: fx.Node) -> Op:
     """The operator of a node that is not looked into."""
     if node.op == "call_module":
-        module, path = node.meta["module"], node.meta["path"]
+        module, path = module_of(node), record_of(node).path
         name = type(module).__name__
         if is_block(module):
             return Op("gate", name, path)
@@ -118,7 +131,7 @@ def _convolution(node: fx.Node, name: str, path: str, constants: list[fx.Node]) 
     base = weight
     while base.op != "get_attr" and base.all_input_nodes:
         base = base.all_input_nodes[0]
-    if base.op == "get_attr" and not base.meta.get("parameter"):
+    if base.op == "get_attr" and not record_of(base).parameter:
         return Op("blur", name)  # a fixed filter: anti-aliasing, not a layer
     out, into, *kernel = shape(weight)
     source = data(node)

@@ -8,10 +8,11 @@ from torch import fx
 
 from se_inject.search.candidates import Flow
 from se_inject.search.chains import chain, gate, passes
-from se_inject.search.nodes import data, op, result, shape
+from se_inject.search.nodes import data, label, op, result, shape
 from se_inject.search.units import side_by_side, unit
 from se_inject.search.words import PRODUCTS, SIGMOIDS, Op
 from se_inject.trace.calls import Call
+from se_inject.trace.records import record_of
 
 
 @dataclass
@@ -62,7 +63,7 @@ def follow(flow: Flow, call: Call, node: fx.Node, depthwise: bool) -> Way:
 
 
 def _gated_by(node: fx.Node) -> str:
-    return f"already gated by {node.meta.get('path') or node.name}"
+    return f"already gated by {label(node)}"
 
 
 def _gates(node: fx.Node) -> list[fx.Node]:
@@ -95,8 +96,8 @@ def _outside(call: Call, node: fx.Node) -> tuple[Call, fx.Node] | None:
 
 def _entered(user: fx.Node, node: fx.Node) -> tuple[Call, fx.Node] | None:
     """The value in the graph of the child that takes it."""
-    child: Call | None = user.meta.get("call")
-    inside = [n for n in child.graph.nodes if n.meta.get("outer") is node] if child is not None else []
+    child = record_of(user).call
+    inside = [n for n in child.graph.nodes if record_of(n).outer is node] if child is not None else []
     return (child, inside[0]) if child is not None and len(inside) == 1 else None
 
 

@@ -16,7 +16,8 @@ from se_inject.search.flow import Join
 from se_inject.search.nodes import result, shape
 from se_inject.search.placements import PLACEMENTS
 from se_inject.trace.calls import CONTAINERS, Call, Trace
-from se_inject.trace.source import detour
+from se_inject.trace.records import record_of
+from se_inject.trace.source import bypassing_condition
 from se_inject.types import Carrier, Site
 
 BLOCKS = ("standard", "inner", "concat")  # placements that say where the model's blocks are
@@ -71,8 +72,8 @@ def _key(candidate: Candidate, groups: dict[Any, list[Candidate]]) -> Any:
     """One site for all calls of the same module that make the value by the same expression, one after another in a loop
     apart."""
     call, node = candidate.call, candidate.node
-    spot = node.meta.get("spot")
-    place = node.meta.get("path") or (spot.code, spot.span) if spot is not None else node.name
+    span = record_of(node).span
+    place = record_of(node).path or (span.code, span.extent) if span is not None else node.name
     user = candidate.user.name if candidate.user is not None else ""
     key, n = (call.path, candidate.placement, (place, user), 0), 0
     while key in groups and any(c.call is call for c in groups[key]):
@@ -110,7 +111,7 @@ def _site(index: Index, group: list[Candidate], nested: dict[Join, int], stage: 
         found, reason = carrier(index, first.call, first.node)
         norm, absorb_obstacle = batch_norm(index, first.node)
     maker = first.user or first.node
-    runs = index.ran[first.call.path, maker.meta.get("spot"), maker.target]
+    runs = index.ran[first.call.path, record_of(maker).span, maker.target]
     if found is not None and found.kind not in ("graph", "slot") and runs != len(group):
         obstacle = (
             f"{first.call.path or 'the model'} runs it {runs} times, and it is such a place in {len(group)} of them"
@@ -126,7 +127,7 @@ def _site(index: Index, group: list[Candidate], nested: dict[Join, int], stage: 
         axis=axis if axis is not None else 1,
         shape=shape(first.node),
         stage=stage,
-        order=(first.user or first.node).meta["order"],
+        order=record_of(maker).order or 0,
         block_channels=first.block_channels,
         block="",
         beside="",
@@ -146,11 +147,11 @@ def _site(index: Index, group: list[Candidate], nested: dict[Join, int], stage: 
 
 
 def _other_path(maker: fx.Node, found: Carrier | None) -> str:
-    spot = maker.meta.get("spot")
-    if spot is None or found is None or found.kind != "source":
+    span = record_of(maker).span
+    if span is None or found is None or found.kind != "source":
         return ""
-    line = detour(spot)
-    return f"on one path of {spot.method}: the condition in its line {line} can take another" if line else ""
+    line = bypassing_condition(span)
+    return f"on one path of {span.method}: the condition in its line {line} can take another" if line else ""
 
 
 def _named(pairs: list[tuple[Site, Candidate]]) -> Iterator[Site]:
@@ -162,7 +163,7 @@ def _named(pairs: list[tuple[Site, Candidate]]) -> Iterator[Site]:
     for site, candidate in pairs:
         place = site.owner
         if site.carrier is not None and site.carrier.kind in ("callee", "append", "after", "taker"):
-            place = candidate.node.meta["path"]
+            place = record_of(candidate.node).path
         elif site.carrier is not None and site.carrier.kind == "graph":
             place = f"{site.carrier.path}.{site.carrier.name}".strip(".").rpartition(".")[0]
         name = f"{place}:{site.placement}"

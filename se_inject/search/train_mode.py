@@ -14,11 +14,12 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from se_inject.inputs import Inputs
-from se_inject.search.nodes import data, op
+from se_inject.search.nodes import data, module_of, op
 from se_inject.search.sites import Found, find
 from se_inject.trace.calls import Call, Names, Trace
 from se_inject.trace.recorder import record
-from se_inject.trace.spots import methods
+from se_inject.trace.records import record_of
+from se_inject.trace.source import methods
 from se_inject.types import Site
 
 
@@ -80,7 +81,7 @@ def _own_places(names: Names, call: Call) -> set[Any] | None:
         answers.setdefault(child.module, []).append(child.output)
     if any("forward" in module.__dict__ for module in (call.module, *answers)):
         return None
-    leaves = {node.meta["module"] for node in call.graph.nodes if node.op == "call_module"}
+    leaves = {module_of(node) for node in call.graph.nodes if node.op == "call_module"}
     try:
         for module, outputs in answers.items():
             left = iter(outputs)
@@ -104,7 +105,7 @@ def _flags(module: nn.Module) -> frozenset[Any]:
 
 
 def _places(call: Call) -> set[Any]:
-    return {(node.meta.get("spot"), node.target) for node in call.graph.nodes if node.op.startswith("call")}
+    return {(record_of(node).span, node.target) for node in call.graph.nodes if node.op.startswith("call")}
 
 
 def _of(site: Site, found: Found) -> set[Any]:
@@ -114,11 +115,11 @@ def _of(site: Site, found: Found) -> set[Any]:
     while site.placement == "standard" and todo:
         current = todo.pop(0)
         if current.op.startswith("call") and op(current).kind == "add" and len(data(current)) > 1:
-            return {(current.meta.get("spot"), current.target)}
+            return {(record_of(current).span, current.target)}
         new = [user for user in current.users if user not in seen]
         seen.update(new)
         todo += new
-    return {(node.meta.get("spot"), node.target)}
+    return {(record_of(node).span, node.target)}
 
 
 @functools.cache

@@ -18,19 +18,8 @@ from typing import Any
 from torch import nn
 
 from se_inject.errors import PlanMismatchError, SpliceError
-from se_inject.trace.source import (
-    Edit,
-    content,
-    current_code,
-    foreign_decorator,
-    indented,
-    is_name,
-    method_source,
-    parse,
-    returned,
-    rewrite,
-    self_name,
-)
+from se_inject.surgery.edit import Edit, indented, is_name, returned, rewrite
+from se_inject.trace.source import content, current_code, foreign_decorator, method_source, parse, self_name
 
 _CLASSES: dict[tuple[type, tuple[Edit, ...]], type] = {}
 WRAPPER = """    def forward(self, *args, **kwargs):

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from se_inject.search.nodes import name_of, op, result
+from se_inject.search.nodes import module_of, name_of, op, result
 from se_inject.search.sites import Found
 from se_inject.trace.calls import Call, Trace
 from se_inject.types import Decision
@@ -95,7 +95,7 @@ def _with_taken(call: Call, inserted: Insertions, names: list[str]) -> Insertion
 def _nothing(node: fx.Node) -> bool:
     """An ``Identity``, or ``x + 0``: before it or behind it is the same place."""
     if node.op == "call_module":
-        return type(node.meta["module"]) is nn.Identity
+        return type(module_of(node)) is nn.Identity
     return node.op in ("call_function", "call_method") and name_of(node) == "add" and op(node).kind == "pass"
 
 

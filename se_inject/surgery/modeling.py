@@ -16,8 +16,8 @@ from typing import Any
 from torch import nn
 
 from se_inject.blocks import BLOCKS, find_block
+from se_inject.surgery.edit import Edit
 from se_inject.surgery.portable import Header, NoSource, bind_class, bind_globals, block_code, class_code
-from se_inject.trace.source import Edit
 from se_inject.types import REWRITTEN, Decision, Plan
 
 HEADER = '''"""{title}

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import nn
 
 from se_inject.surgery.classes import by_method, class_source, wrapping
-from se_inject.trace.source import Edit
+from se_inject.surgery.edit import Edit
 
 PACKAGE = __name__.partition(".")[0]
 

@@ -11,9 +11,9 @@ from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 from se_inject.blocks.make import make_block
 from se_inject.errors import PlanMismatchError, SpliceError
 from se_inject.surgery.classes import generated, is_generated
+from se_inject.surgery.edit import Edit, is_name
 from se_inject.surgery.fingerprint import fingerprint
 from se_inject.trace.skeleton import tensors
-from se_inject.trace.source import Edit, is_name
 from se_inject.types import REWRITTEN, Decision, Plan
 
 RECORD = "_se_inject"  # attribute of the root: what was done, so that `remove` can undo it

@@ -23,7 +23,8 @@ from torch.utils._device import _device_constructors
 
 from se_inject.inputs import Inputs
 from se_inject.trace.calls import Call, Names, is_leaf
-from se_inject.trace.spots import Spot, here
+from se_inject.trace.records import KEY, NodeRecord, record_of
+from se_inject.trace.source import CodeSpan, current_span
 
 SHAPE_KEPT = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm}
 # Values that an fx node may hold as they are; anything else is written as its type's name.
@@ -64,7 +65,7 @@ class Recorder(TorchFunctionMode):
         self.paths, self.constants, self.meta = names.paths, names.constants, names.meta
         self.calls: list[Call] = []
         self.stack: list[Call] = []
-        self.pending: list[tuple[Any, Any, Spot | None, dict[int, int | None], str]] = []
+        self.pending: list[tuple[Any, Any, CodeSpan | None, dict[int, int | None], str]] = []
         self.made: dict[int, tuple[torch.Tensor, Call]] = {}
         self.leaf = 0  # depth inside a leaf module: nothing is recorded there
         self.order = 0
@@ -79,7 +80,7 @@ class Recorder(TorchFunctionMode):
         versions = {id(t): version(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
         if parent is not None:
             nodes = self._argument(parent, args), self._argument(parent, kwargs)
-            self.pending.append((*nodes, here(parent.module), versions, self.fx_node))
+            self.pending.append((*nodes, current_span(parent.module), versions, self.fx_node))
         if parent is not None and is_leaf(module):
             self.leaf = 1
             return
@@ -88,9 +89,8 @@ class Recorder(TorchFunctionMode):
         for tensor in pytree.tree_leaves((args, kwargs)):
             if isinstance(tensor, torch.Tensor) and id(tensor) not in call.nodes:
                 node = call.graph.placeholder(f"arg{len(call.nodes)}")
-                node.meta["argument"] = id(tensor) in alone  # by itself, not in a list
-                if parent is not None:
-                    node.meta["outer"] = self._node(parent, tensor)  # what it is in the caller's graph
+                outer = self._node(parent, tensor) if parent is not None else None
+                node.meta[KEY] = NodeRecord(alone=id(tensor) in alone, outer=outer)
                 self._note(call, tensor, node, made=False)
         self.calls.append(call)
         self.stack.append(call)
@@ -108,13 +108,15 @@ class Recorder(TorchFunctionMode):
         if not self.stack:
             return None
         parent = self.stack[-1]
-        node_args, node_kwargs, spot, versions, self.fx_node = self.pending.pop()
+        node_args, node_kwargs, span, versions, self.fx_node = self.pending.pop()
         if call is not None and call.hidden:
             node_kwargs = {**node_kwargs, "?": tuple(call.hidden)}
         path, above = self.paths[id(module)], parent.path
         target = path[len(above) + 1 :] if above and path.startswith(above + ".") else path
         node = parent.graph.create_node("call_module", target, node_args, node_kwargs)
-        node.meta.update(spot=spot, order=self._tick(), module=module, path=path, call=call, fx=self.fx_node)
+        node.meta[KEY] = NodeRecord(
+            order=self._tick(), span=span, fx_node=self.fx_node, module=module, path=path, call=call
+        )
         if call is not None:
             call.node, parent.children[call] = node, node
         return self._results(parent, node, output, versions)
@@ -140,7 +142,7 @@ class Recorder(TorchFunctionMode):
         if target is getattr:
             node_args = (*node_args, func.__self__.__name__)  # type: ignore[attr-defined]
         node = call.graph.create_node(kind, target, node_args, self._argument(call, kwargs))
-        node.meta.update(spot=here(call.module), order=self._tick(), fx=self.fx_node)
+        node.meta[KEY] = NodeRecord(order=self._tick(), span=current_span(call.module), fx_node=self.fx_node)
         # What writes (x.add_(y), x[i] = y, out=x) is often called for its effect alone: its tensor is that node now.
         name = target if isinstance(target, str) else getattr(target, "__name__", "")
         writes = target is operator.setitem or (name.endswith("_") and not name.endswith("__")) or "out" in kwargs
@@ -193,7 +195,7 @@ class Recorder(TorchFunctionMode):
             same = id(value) in versions
             if same and alias:
                 before = versions[id(value)]
-                node.meta["identity"] = before is not None and before == version(value) and len(leaves) == 1
+                record_of(node).identity = before is not None and before == version(value) and len(leaves) == 1
                 self.leaf += 1
                 leaves[i] = value = value.detach()
                 self.leaf -= 1
@@ -202,12 +204,12 @@ class Recorder(TorchFunctionMode):
                 part = node
                 for key in paths[i][0]:
                     part = call.graph.call_function(operator.getitem, (part, _key(key)))
-                    part.meta.update(spot=None, order=node.meta["order"], fx="")
+                    part.meta[KEY] = NodeRecord(order=record_of(node).order)
             self._note(call, value, part)
         return pytree.tree_unflatten(leaves, spec)
 
     def _note(self, call: Call, tensor: torch.Tensor, node: fx.Node, made: bool = True) -> None:
-        node.meta["shape"], node.meta["dtype"] = tuple(tensor.shape), tensor.dtype
+        record_of(node).shape = tuple(tensor.shape)
         call.nodes[id(tensor)] = (tensor, node)
         if made or id(tensor) not in self.made:
             self.made[id(tensor)] = (tensor, call)
@@ -218,7 +220,7 @@ class Recorder(TorchFunctionMode):
             return found[1]
         if id(tensor) in self.constants:
             node = call.graph.create_node("get_attr", self.constants[id(tensor)])
-            node.meta["parameter"] = isinstance(tensor, nn.Parameter)
+            record_of(node).parameter = isinstance(tensor, nn.Parameter)
         else:
             _, maker = self.made.get(id(tensor), (None, None))
             below = next((c for c in maker.ancestors() if c.parent is call), None) if maker is not None else None
@@ -228,9 +230,9 @@ class Recorder(TorchFunctionMode):
                 with call.graph.inserting_before(next(iter(call.graph.nodes), None)):
                     node = call.graph.placeholder(f"arg{len(call.nodes)}")
                 if call.parent is not None:
-                    node.meta["outer"] = self._node(call.parent, tensor)
-                    call.hidden.append(node.meta["outer"])
-        node.meta.setdefault("order", self.order)
+                    outer = record_of(node).outer = self._node(call.parent, tensor)
+                    call.hidden.append(outer)
+        record_of(node).order = self.order
         self._note(call, tensor, node, made=False)
         return node
 

@@ -1,6 +1,6 @@
-"""The source of a method, an expression in it, and the method rewritten with one call more.
+"""Where in the owner's source an expression stands, and what the source says there; nothing is changed here.
 
-``x = self.bn3(x)`` becomes ``x = self.se(self.bn3(x))``. All else of the text stays as its authors wrote it.
+A frame's code object and its PEP 657 positions name the expression; the method's text is read from its file.
 """
 
 from __future__ import annotations
@@ -9,23 +9,66 @@ import ast
 import functools
 import hashlib
 import inspect
-import keyword
+import os
+import sys
 from dataclasses import dataclass
-from types import CodeType, FunctionType
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
-from se_inject.trace.spots import Spot
+import torch
+from torch import nn
+
 from se_inject.types import Position
+
+TORCH_DIR = os.path.dirname(torch.__file__) + os.sep  # not torchvision
 
 
 @dataclass(frozen=True)
-class Edit:
-    """One call to insert: around the expression at ``position``; without one around every returned value of
-    ``forward``, or, when ``argument``, around its first argument."""
+class CodeSpan:
+    """Where in the owner's source a node was made. ``direct``: the expression's value is the node's value."""
 
-    name: str  # of the child that is called
-    position: Position | None = None
-    argument: bool = False
+    code: CodeType
+    method: str
+    cls: type  # the class that defines the method
+    extent: tuple[int, int, int, int]  # line, end line, column, end column, as PEP 657 counts them
+    direct: bool
+
+
+def current_span(module: nn.Module) -> CodeSpan | None:
+    """The innermost frame that runs a method of ``module``, and the expression at which it stands."""
+    cls: Any = type(module)
+    codes, direct = methods(cls), True
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        code = frame.f_code
+        if code in codes and frame.f_locals.get(code.co_varnames[0]) is module:
+            line, end_line, column, end_column = code_positions(code)[frame.f_lasti // 2]
+            if line is None or end_line is None or column is None or end_column is None:
+                return None
+            method, cls = codes[code]
+            return CodeSpan(code, method, cls, (line, end_line, column, end_column), direct)
+        direct = direct and code.co_filename.startswith(TORCH_DIR)
+        frame = frame.f_back
+    return None
+
+
+@functools.cache
+def methods(cls: type) -> dict[CodeType, tuple[str, type]]:
+    """Code object -> (method name, defining class) for every method of ``cls``, decorators looked through."""
+    found: dict[CodeType, tuple[str, type]] = {}
+    for base in cls.__mro__:
+        if base in (nn.Module, object):
+            continue
+        for name, value in vars(base).items():
+            code = getattr(inspect.unwrap(value), "__code__", None) if callable(value) else None
+            if code is not None and code.co_varnames:
+                found.setdefault(code, (name, base))
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def code_positions(code: CodeType) -> list[tuple[int | None, int | None, int | None, int | None]]:
+    return list(code.co_positions())
 
 
 def current_code(cls: type, method: str) -> CodeType | None:
@@ -51,30 +94,30 @@ def method_source(code: CodeType) -> tuple[str, str]:
 
 
 @functools.lru_cache(maxsize=1024)
-def position(spot: Spot, operand: int | str | None = None, method: bool = False) -> Position:
-    """The expression of ``spot`` as plain data, or one operand in it: by index, or by keyword.
+def position(span: CodeSpan, operand: int | str | None = None, method: bool = False) -> Position:
+    """The expression of ``span`` as plain data, or one operand in it: by index, or by keyword.
 
     ``method``: it is the call of a method, whose operand 0 is the object. Raises ``ValueError`` with the reason when
     it cannot be wrapped.
     """
-    text, digest = method_source(spot.code)
-    line, end_line, column, end_column = spot.span
-    first = spot.code.co_firstlineno - 2
+    text, digest = method_source(span.code)
+    line, end_line, column, end_column = span.extent
+    first = span.code.co_firstlineno - 2
     node = _at(parse(text), (line - first, column, end_line - first, end_column))
-    name = f"{spot.cls.__name__}.{spot.method}"
+    name = f"{span.cls.__name__}.{span.method}"
     if node is not None and operand is not None:
         node = operand_of(node, operand, method)
     if node is None or node.end_lineno is None or node.end_col_offset is None:
         raise ValueError(f"no single expression of {name} has this value")
     # Inside a class, Python has put the class's name before them; a function from elsewhere keeps them as they are.
-    if any(n.startswith("__") and not n.endswith("__") for n in spot.code.co_names):
+    if any(n.startswith("__") and not n.endswith("__") for n in span.code.co_names):
         raise ValueError(f"{name} uses private names (self.__x), which a subclass cannot")
-    if (decorator := foreign_decorator(inspect.getattr_static(spot.cls, spot.method))) is not None:
+    if (decorator := foreign_decorator(inspect.getattr_static(span.cls, span.method))) is not None:
         raise ValueError(f"{name} is decorated by {decorator}, which cannot be put around another function")
     return Position(
-        spot.cls.__module__,
-        spot.cls.__qualname__,
-        spot.method,
+        span.cls.__module__,
+        span.cls.__qualname__,
+        span.method,
         node.lineno - 2,
         node.col_offset,
         node.end_lineno - 2,
@@ -122,7 +165,7 @@ def self_name(function: ast.FunctionDef) -> str:
     return positional[0].arg
 
 
-def find(function: ast.FunctionDef, place: Position) -> ast.expr | ast.AugAssign | None:
+def expression_at(function: ast.FunctionDef, place: Position) -> ast.expr | ast.AugAssign | None:
     """The expression, or the augmented assignment, at a position of ``parse``'s tree."""
     return _at(function, (place.line + 2, place.column, place.end_line + 2, place.end_column))
 
@@ -140,14 +183,14 @@ def _at(function: ast.FunctionDef, span: tuple[int, int, int, int]) -> ast.expr 
 
 
 @functools.lru_cache(maxsize=1024)
-def detour(spot: Spot) -> int:
+def bypassing_condition(span: CodeSpan) -> int:
     """Line of the condition (from the method's first, 1) that can make the method pass by the expression; 0 if none.
 
     The example took the path with the expression; a flag that changes later (a fused convolution) takes another.
     """
-    text, _ = method_source(spot.code)
-    function, first = parse(text), spot.code.co_firstlineno - 2
-    line, end = spot.span[0] - first, spot.span[1] - first
+    text, _ = method_source(span.code)
+    function, first = parse(text), span.code.co_firstlineno - 2
+    line, end = span.extent[0] - first, span.extent[1] - first
     for node in ast.walk(function):
         if not isinstance(node, ast.If | ast.IfExp | ast.Match | ast.Try):
             continue
@@ -190,60 +233,7 @@ def _chained(call: ast.Call) -> tuple[int, int, int, int] | None:
     return name.end_lineno, name.end_col_offset - len(name.attr), call.end_lineno, call.end_col_offset
 
 
-def rewrite(text: str, edits: tuple[Edit, ...]) -> str:
-    """``text`` with the calls of all ``edits`` inserted; at one place the first edit is the innermost.
-
-    Raises ``ValueError`` when a position is not in the text, or no value is returned.
-    """
-    function = parse(text)
-    owner = self_name(function)
-    lines = text.encode().splitlines(keepends=True)
-    starts = [0]
-    for line in lines:
-        starts.append(starts[-1] + len(line))
-    inserts: list[tuple[int, int, int, int, bytes]] = []  # offset, closing before opening, and nesting
-
-    def wrap(start: int, end: int, rank: int, name: str) -> None:
-        inserts.append((start, 1, -end, -rank, f"{owner}.{name}(".encode()))
-        inserts.append((end, 0, -start, rank, b")"))
-
-    for rank, edit in enumerate(edits):
-        if not is_name(edit.name):  # it comes from a file: nothing but a name may get into the code
-            raise ValueError(f"{edit.name!r} is not a name")
-        if edit.argument:
-            name, offset, indent = taken(function, text)
-            inserts.append((starts[offset], 1, 0, rank, f"{indent}{name} = {owner}.{edit.name}({name})\n".encode()))
-            continue
-        if edit.position is None:
-            values = returned(function)
-            if not values:
-                raise ValueError("forward returns no value")
-            for value in values:
-                assert value.end_lineno is not None and value.end_col_offset is not None
-                start = starts[value.lineno - 2] + value.col_offset
-                wrap(start, starts[value.end_lineno - 2] + value.end_col_offset, rank, edit.name)
-            continue
-        place = edit.position
-        node = find(function, place)
-        start = starts[place.line] + place.column
-        end = starts[place.end_line] + place.end_column
-        if node is None:
-            raise ValueError(f"no expression at line {place.line + 1}, column {place.column}")
-        if isinstance(getattr(node, "ctx", None), ast.Store):  # the target of an augmented assignment: x += y
-            target = ast.unparse(node)
-            inserts.append((start, 1, -end, -rank, f"{target} = {owner}.{edit.name}({target}); ".encode()))
-        elif isinstance(node, ast.AugAssign):
-            target = ast.unparse(node.target)
-            inserts.append((end, 0, -start, rank, f"; {target} = {owner}.{edit.name}({target})".encode()))
-        else:
-            wrap(start, end, rank, edit.name)
-    source = text.encode()
-    for offset, *_, piece in sorted(inserts, reverse=True):
-        source = source[:offset] + piece + source[offset:]
-    return source.decode()
-
-
-def taken(function: ast.FunctionDef, text: str) -> tuple[str, int, str]:
+def first_argument(function: ast.FunctionDef, text: str) -> tuple[str, int, str]:
     """The first argument after the module itself, the line (from 0) of the first statement, and its indentation.
 
     Raises ``ValueError`` when the forward names no such argument, or is written on one line.
@@ -255,38 +245,3 @@ def taken(function: ast.FunctionDef, text: str) -> tuple[str, int, str]:
         raise ValueError("the forward does not name what it takes")
     line = text.split("\n")[first.lineno - 2]
     return positional[1].arg, first.lineno - 2, line[: len(line) - len(line.lstrip())]
-
-
-def returned(function: ast.FunctionDef) -> list[ast.expr]:
-    """The values of the function's own return statements, nested functions left out."""
-    found: list[ast.expr] = []
-    todo: list[Any] = list(function.body)
-    while todo:
-        node = todo.pop(0)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
-            continue
-        if isinstance(node, ast.Return) and node.value is not None:
-            found.append(node.value)
-        todo.extend(ast.iter_child_nodes(node))
-    return found
-
-
-def is_name(name: str) -> bool:
-    """Whether a child of that name can be written as ``self.name``, and is not private."""
-    return name.isascii() and name.isidentifier() and not keyword.iskeyword(name) and not name.startswith("__")
-
-
-def indented(text: str) -> str:
-    """The method as the body of a class: four columns in. What stands inside a string is left alone."""
-    margin = text[: len(text) - len(text.lstrip())]
-    if margin == "    ":
-        return text
-    lines = text.split("\n")
-    inside: set[int] = set()
-    for node in ast.walk(parse(text)):
-        if isinstance(node, ast.Constant | ast.JoinedStr) and node.end_lineno is not None:
-            inside.update(range(node.lineno - 1, node.end_lineno - 1))  # parse counts from 2
-    for i, line in enumerate(lines):
-        if i not in inside and line.startswith(margin) and line.strip():
-            lines[i] = "    " + line[len(margin) :]
-    return "\n".join(lines)

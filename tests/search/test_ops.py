@@ -17,6 +17,7 @@ from se_inject.search.chains import chain, depth, gate, nonlinear, passes
 from se_inject.search.nodes import constant, data, op, result, shape
 from se_inject.search.words import Op
 from se_inject.trace.record import trace
+from se_inject.trace.records import record_of
 from tests.nets import Basic, BatchNormAct, Blurred, DropPath, Fn, LayerScale, body, conv, unit
 
 NCHW, NHWC, NLC = (2, 8, 6, 6), (2, 6, 6, 8), (2, 8, 8)  # as many tokens as channels: shapes alone do not tell
@@ -158,7 +159,7 @@ def test_a_deformable_convolution_is_a_convolution() -> None:
         return deform(x, offset(x))
 
     layer = torchvision.ops.DeformConv2d(8, 16, 3, padding=1)
-    (call,) = [n.meta["call"] for n in graph(forward, conv(8, 18), layer).nodes if n.meta.get("call")]
+    (call,) = [record_of(n).call for n in graph(forward, conv(8, 18), layer).nodes if record_of(n).call]
     found = op(result(call))
     assert (found.kind, found.kernel, found.inputs, found.outputs) == ("conv", (3, 3), 8, 16)
 

@@ -28,7 +28,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 import se_inject
 from se_inject.errors import PlanMismatchError, SpliceError
 from se_inject.surgery.classes import generated, is_generated
-from se_inject.trace.source import Edit, method_source
+from se_inject.surgery.edit import Edit
+from se_inject.trace.source import method_source
 from tests.helpers import ROOT
 from tests.tiny import Layers, Residual, at, by_hand, changes, image, inject, net, open_gates
 

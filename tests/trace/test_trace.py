@@ -22,7 +22,8 @@ from se_inject.search.nodes import data, name_of, op, result
 from se_inject.search.sites import find
 from se_inject.trace.calls import Call, Trace
 from se_inject.trace.record import trace
-from se_inject.trace.spots import Spot
+from se_inject.trace.records import record_of
+from se_inject.trace.source import CodeSpan
 from tests.nets import NETS, Basic, DropPath, Fn, Functional, Net, body, conv, unit
 
 
@@ -35,17 +36,17 @@ def nodes(call: Call) -> list[fx.Node]:
     return [node for node in call.graph.nodes if node.op.startswith("call")]
 
 
-def text(spot: Spot) -> str:
-    """The source at a spot."""
-    line, end_line, column, end_column = spot.span
-    lines = [text.encode() for text in linecache.getlines(spot.code.co_filename)[line - 1 : end_line]]
+def text(span: CodeSpan) -> str:
+    """The source at a span."""
+    line, end_line, column, end_column = span.extent
+    lines = [text.encode() for text in linecache.getlines(span.code.co_filename)[line - 1 : end_line]]
     lines[-1] = lines[-1][:end_column]
     lines[0] = lines[0][column:]
     return b"".join(lines).decode()
 
 
 def sources(call: Call) -> list[str]:
-    return [text(node.meta["spot"]) for node in nodes(call)]
+    return [text(record_of(node).span) for node in nodes(call)]
 
 
 def outside(x: torch.Tensor) -> torch.Tensor:
@@ -79,7 +80,7 @@ class Expressions(Net):
 
 def test_every_node_knows_its_expression() -> None:
     (call, *_) = recorded(Expressions()).calls
-    assert [(name_of(n), text(n.meta["spot"])) for n in nodes(call)] == [
+    assert [(name_of(n), text(record_of(n).span)) for n in nodes(call)] == [
         ("conv", "self.conv(x)"),
         ("abs", "größe.abs()"),
         ("act", "self.act(größe)"),
@@ -97,8 +98,8 @@ def test_every_node_knows_its_expression() -> None:
         ("div", "self.conv(y) / 2"),
         ("conv", "self.conv(self.conv(y) / 2)"),
     ]
-    assert [n.meta["spot"].method for n in nodes(call)] == ["forward"] * 5 + ["helper"] + ["forward"] * 10
-    assert all(n.meta["spot"].direct for n in nodes(call))
+    assert [record_of(n).span.method for n in nodes(call)] == ["forward"] * 5 + ["helper"] + ["forward"] * 10
+    assert all(record_of(n).span.direct for n in nodes(call))
 
 
 class Helpers(Net):
@@ -127,7 +128,7 @@ class Helpers(Net):
 
 def test_the_value_of_a_helper_function_is_not_the_expression_s_own() -> None:
     (call, *_) = recorded(Helpers()).calls
-    assert [(text(n.meta["spot"]), n.meta["spot"].direct) for n in nodes(call)] == [
+    assert [(text(record_of(n).span), record_of(n).span.direct) for n in nodes(call)] == [
         ("outside(x)", False),
         ("self.double(x)", False),
         ("self.static(x)", False),
@@ -156,7 +157,7 @@ class Derived(Base):
 
 def test_an_inherited_method_belongs_to_the_class_that_defines_it() -> None:
     (call, *_) = recorded(Derived()).calls
-    first, second = (node.meta["spot"] for node in nodes(call))
+    first, second = (record_of(node).span for node in nodes(call))
     assert (first.cls, first.method, text(first)) == (Base, "forward", "self.conv(x)")
     assert (second.cls, second.method, text(second)) == (Derived, "forward", "F.relu(super().forward(x))")
 
@@ -180,7 +181,7 @@ class Loop(Net):
 def test_a_loop_is_one_expression_and_many_nodes() -> None:
     (call, *_) = recorded(Loop()).calls
     assert sources(call) == ["layer(x)"] * 3
-    assert [n.meta["path"] for n in nodes(call)] == ["layers.0", "layers.1", "layers.2"]
+    assert [record_of(n).path for n in nodes(call)] == ["layers.0", "layers.1", "layers.2"]
 
 
 class Checkpointed(Net):
@@ -250,7 +251,7 @@ def test_values_inside_containers_and_objects_keep_their_way(how: str) -> None:
     assert y.target is not None and y.all_input_nodes[0].target == "child"
     (layer,) = nodes(inside)
     assert layer.args[0].op == "placeholder"
-    assert y.meta["shape"] == (2, 8, 8, 8)
+    assert record_of(y).shape == (2, 8, 8, 8)
 
 
 class Keywords(Net):
@@ -346,7 +347,7 @@ def test_a_tensor_from_nowhere_is_an_argument() -> None:
 )
 def test_identity_is_what_returns_its_argument_unwritten(module: nn.Module, identity: bool) -> None:
     (call, *_) = recorded(Fn(lambda x, child: child(x.abs()), module).eval(), torch.zeros(2, 8, 4, 4)).calls
-    assert bool(nodes(call)[-1].meta.get("identity")) is identity
+    assert record_of(nodes(call)[-1]).identity is identity
 
 
 def test_a_value_written_in_place_is_a_node_of_its_own() -> None:
@@ -447,7 +448,7 @@ def test_the_meta_device_reaches_what_the_forward_makes() -> None:
 
     trace = recorded(Makes())
     assert trace.notes == []
-    assert result(trace.calls[0]).meta["shape"] == (2, 8, 8, 8)
+    assert record_of(result(trace.calls[0])).shape == (2, 8, 8, 8)
 
 
 def test_a_caller_in_inference_mode() -> None:
@@ -585,7 +586,7 @@ def test_a_graph_module_is_read_node_by_node() -> None:
     trace = recorded(module, torch.zeros(2, 8, 8, 8))
     (call, *_) = trace.calls
     names = {n.name for n in module.graph.nodes}
-    assert {n.meta["fx"] for n in nodes(call)} <= names
+    assert {record_of(n).fx_node for n in nodes(call)} <= names
     (site,) = find(trace, ("standard",)).sites
     assert (site.carrier.kind, site.carrier.node, site.carrier.name) == ("graph", "bn2", "se")
     assert "forward" not in vars(module)
@@ -594,8 +595,8 @@ def test_a_graph_module_is_read_node_by_node() -> None:
 def test_a_graph_module_inside_a_module_is_given_back_as_it_was() -> None:
     net = Fn(lambda x, inside: inside(x) * 2, graph_module())
     first, second = recorded(net).calls[:2]
-    assert [n.meta["fx"] for n in nodes(first)] == ["", ""]
-    assert all(n.meta["fx"] for n in nodes(second))
+    assert [record_of(n).fx_node for n in nodes(first)] == ["", ""]
+    assert all(record_of(n).fx_node for n in nodes(second))
     assert torch.equal(net(x := torch.randn(2, 8, 8, 8)), net.layers[0](x) * 2)
 
 
@@ -613,7 +614,7 @@ def test_a_chain_longer_than_python_s_stack() -> None:
         value = graph.call_method("abs", (value,))
     graph.output(graph.call_function(torch.add, (value, x)))
     net = Fn(lambda x, chain: chain(x).relu(), fx.GraphModule(nn.Module(), graph))
-    assert find(recorded(net)).sites == ()
+    assert find(recorded(net), ("standard",)).sites == ()
 
 
 @pytest.mark.parametrize("name", NETS)

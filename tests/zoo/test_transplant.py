@@ -17,6 +17,7 @@ from se_inject.inputs import resolve
 from se_inject.rules.presets import PRESETS
 from se_inject.search.chains import chain
 from se_inject.trace.record import trace
+from se_inject.trace.records import record_of
 from tests.helpers import randomise
 
 SIZE = (3, 64, 64)
@@ -31,8 +32,8 @@ def gates(model: nn.Module, size: tuple[int, ...]) -> list[str]:
         for node in call.graph.nodes:
             if node.op == "call_module":
                 kinds = {o.kind for o in chain(node)}
-                if "gate" in kinds and kinds <= {"gate", "pass"} and node.meta["path"] not in found:
-                    found.append(node.meta["path"])
+                if "gate" in kinds and kinds <= {"gate", "pass"} and record_of(node).path not in found:
+                    found.append(record_of(node).path)
     return found
 
 

@@ -17,7 +17,8 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.models.shufflenetv2 import InvertedResidual
 
 from se_inject.surgery.classes import generated
-from se_inject.trace.source import Edit, find, indented, is_name, method_source, parse, returned, rewrite, self_name
+from se_inject.surgery.edit import Edit, indented, is_name, returned, rewrite
+from se_inject.trace.source import expression_at, method_source, parse, self_name
 from tests.tiny import at, changes
 
 METHOD = '''    def forward(self, x, scale=1.0):  # the entry
@@ -259,7 +260,7 @@ def test_taking_the_calls_out_again_gives_the_original(method: object) -> None:
             place = at(text, text.splitlines()[0])  # any position, filled below
             span = (node.lineno - 2, node.col_offset, node.end_lineno - 2, node.end_col_offset)
             place = type(place)("m", "C", "forward", *span, digest)
-            assert find(function, place) is node
+            assert expression_at(function, place) is node
             edits.append(Edit(f"inserted{i}", place))
         new = rewrite(text, tuple(edits))
         assert new.count("self.inserted") == 3
