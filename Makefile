@@ -15,7 +15,7 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --durations=10
 
 .PHONY: setup demo test test-slow bench fuzz zoo evidence lint types docs pictures clean
 .DEFAULT_GOAL := test
@@ -40,7 +40,7 @@ test-slow: $(STAMP)
 	$(PYTEST) -m slow || { status=$$?; [ $$status -eq 5 ] && echo "no slow tests"; }
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python -m benchmarks.bench
 
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run

@@ -1,7 +1,7 @@
 """Speed and memory as ratios, each of two things measured in the same run: machines differ, ratios less so.
 
     make bench                    every row
-    python benchmarks/bench.py splice memory
+    python -m benchmarks.bench splice memory
 
 A row is the minimum of a few interleaved repetitions of either side. The goal is an upper bound for the ratio; the exit
 code is 1 when a row misses it.
@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import se_inject
+from se_inject.checkpoints.checkpoint import read_state_dict
 from se_inject.commands.sweep.grid import Point
 from se_inject.commands.sweep.rows import rows_of
 from se_inject.inputs import resolve
@@ -251,6 +252,27 @@ def read() -> Iterator[Row]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def refuse() -> Iterator[Row]:
+    """The slowest to be refused of small files that are made to cost much."""
+    from tests.security.costly import COSTLY
+
+    def refused(path: Path) -> None:
+        with contextlib.suppress(se_inject.LoadError):
+            read_state_dict(path)
+            raise AssertionError(f"{path.name} was read")
+
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / name for name in COSTLY]
+        for path in paths:
+            path.write_bytes(COSTLY[path.name]())
+        *ours, theirs = fastest(
+            *[lambda path=path: refused(path) for path in paths],
+            lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True),
+        )
+    slowest = max(ours)
+    yield f"refusing a small file, {paths[ours.index(slowest)].name}", "importing torch", slowest / theirs, 2.0
+
+
 def batch() -> Iterator[Row]:
     """One command for many checkpoints, against as many commands; and what all its processes take, against a limit."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -301,6 +323,7 @@ ROWS = {
     "sweep": sweep,
     "memory": memory,
     "read": read,
+    "refuse": refuse,
     "batch": batch,
 }
 

@@ -1,25 +1,45 @@
-"""What every test starts from: one thread, a fixed seed, no network; and the golden files."""
+"""What every test starts from: one thread, a fixed seed, no network, no clock; and the golden files."""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: xdist runs a worker for each core
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks for weights from a hub fails at once
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+
+from tests.collecting import pytest_make_collect_report  # noqa: F401
+from tests.processes import start  # noqa: F401
 
 GOLDEN = Path(__file__).parent / "golden"
 ACCEPT = os.environ.get("EXPECTTEST_ACCEPT") == "1"  # EXPECTTEST_ACCEPT=1 pytest: record the golden files anew
 
 torch.set_num_threads(1)
 
+# Neither how fast examples are made nor which ones failed in an earlier run decides: `make fuzz` is what explores.
+hypothesis.settings.register_profile(
+    "suite",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("suite")
+
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
+def alone() -> Iterator[None]:
+    """The same seed, folder and environment for each test, whatever the one before it did."""
     torch.manual_seed(0)
+    folder, environment = os.getcwd(), dict(os.environ)
+    yield
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 @pytest.fixture

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import sys
+import time
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -31,12 +33,14 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     ):
         assert hasattr(module, name)
         monkeypatch.setattr(module, name, value)
+    ticks = itertools.count()  # every measurement takes one
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(ticks), sleep=time.sleep))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     return module
 
 
-ROWS = {"splice": 1, "chain": 1, "growth": 1, "command": 2, "sweep": 1, "memory": 1, "read": 8, "batch": 2}
-SLOW = {"command", "memory", "read", "batch"}  # processes of their own
+ROWS = {"splice": 1, "chain": 1, "growth": 1, "command": 2, "sweep": 1, "memory": 1, "read": 8, "refuse": 1, "batch": 2}
+SLOW = {"command", "memory", "read", "refuse", "batch"}  # processes of their own, or large files
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in ROWS])
@@ -74,6 +78,6 @@ def test_exit_code_says_whether_a_goal_was_missed(
 def test_unknown_row(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["bench.py", "splcie"])
     with pytest.raises(
-        SystemExit, match="no rows splcie; there are splice, chain, growth, command, sweep, memory, read, batch"
+        SystemExit, match="no rows splcie; there are splice, chain, growth, command, sweep, memory, read, refuse, batch"
     ):
         bench.main()

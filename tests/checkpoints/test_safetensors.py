@@ -182,7 +182,7 @@ ENTRIES = st.fixed_dictionaries(
 FUZZED = st.dictionaries(st.text(max_size=4) | st.just("__metadata__"), ENTRIES | JSON, max_size=3)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60)
 @given(header=FUZZED, data=st.binary(max_size=32), blanks=st.integers(0, 9), off=st.integers(-9, 9))
 @example(header={"a": ENTRY}, data=bytes(4), blanks=0, off=0)
 def test_s6_any_header_is_read_or_refused(header: Any, data: bytes, blanks: int, off: int) -> None:
@@ -190,7 +190,7 @@ def test_s6_any_header_is_read_or_refused(header: Any, data: bytes, blanks: int,
     read_or_refuse(struct.pack("<Q", max(0, len(text) + off)) + text + data)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60)
 @given(at=st.integers(0, 200), new=st.binary(max_size=3), old=st.integers(0, 3))
 def test_s6_any_change_is_read_or_refused(at: int, new: bytes, old: int) -> None:
     data = whole({"a": ENTRY, "b": {"dtype": "I64", "shape": [1, 2], "data_offsets": [4, 20]}}, bytes(20))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,9 +126,7 @@ INDEXES: dict[str, tuple[bytes, str]] = {
 def test_s8_indexes_that_are_none(tmp_path: Path, case: str) -> None:
     data, said = INDEXES[case]
     (tmp_path / "model.safetensors.index.json").write_bytes(data)
-    start = time.perf_counter()
     assert said in refusal(tmp_path / "model.safetensors.index.json")
-    assert time.perf_counter() - start < 5
 
 
 def test_s8_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:

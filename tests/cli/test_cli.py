@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,12 +34,12 @@ from se_inject.output import atomic as write_module
 from se_inject.output.formats import whole
 from se_inject.surgery import splice
 from tests.helpers import ROOT
+from tests.processes import Started
 
 NETS = """
 import logging
-import time
+import os
 import warnings
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -88,8 +87,8 @@ def dense():
 
 
 def slow():
-    Path("started").touch()
-    time.sleep(60)
+    from tests.processes import hold
+    hold(os.environ["SAID"])
 
 
 def broken():
@@ -416,38 +415,44 @@ def test_no_escape_codes_in_a_pipe(here: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(("env", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)], ids=["terminal", "NO_COLOR"])
-def test_colours_and_progress_on_a_terminal(here: Path, env: dict[str, str], coloured: bool) -> None:
-    shown = under_terminal("verify", "out", "--model", "cli_nets:make", **env)
+def test_colours_and_progress_on_a_terminal(
+    here: Path, start: Callable[..., Started], env: dict[str, str], coloured: bool
+) -> None:
+    shown = under_terminal(start, "verify", "out", "--model", "cli_nets:make", **env)
     assert "bit-equal" in shown
     assert bool(COLOUR.search(shown)) is coloured
     assert "checks" in shown and "\x1b[2K" in shown  # the bar, and that it was wiped
 
 
-def test_what_takes_long_says_how_fast_it_goes(here: Path) -> None:
-    amount = re.compile(r"[\d.]+ [kM]?B of [\d.]+ [kM]?B, [\d.]+ [kMG]B/s, \d:\d\d:\d\d left")
-    assert amount.search(under_terminal("convert", *RANDOM, "-o", "o"))
-    assert not amount.search(under_terminal("convert", *RANDOM, "-o", "p", "--quiet"))
+def test_what_takes_long_says_how_fast_it_goes(here: Path, start: Callable[..., Started]) -> None:
+    amount = re.compile(r"[\d.]+ [kM]?B of [\d.]+ [kM]?B, [\d.]+ (bytes|[kMG]B)/s, \d:\d\d:\d\d left")
+    assert amount.search(under_terminal(start, "convert", *RANDOM, "-o", "o"))
+    assert not amount.search(under_terminal(start, "convert", *RANDOM, "-o", "p", "--quiet"))
 
 
-def under_terminal(*args: str, **env: str) -> str:
+MAIN = "from se_inject.cli import main; main(prog_name='se-inject')"
+# The bar is drawn at every change, not ten times a second: what is drawn depends on no clock.
+DRAWN = (
+    "from functools import partialmethod; from rich.progress import Progress\n"
+    "Progress.update = partialmethod(Progress.update, refresh=True)\n"
+)
+
+
+def under_terminal(start: Callable[..., Started], *args: str, **env: str) -> str:
     """Output of a run whose streams are a terminal."""
     import pty
 
     ours, theirs = pty.openpty()
-    given = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), "."]),
-        "TERM": "xterm-256color",
-        "COLUMNS": "100",
-        **env,
-    }
-    child = subprocess.Popen([sys.executable, "-m", "se_inject", *args], stdout=theirs, stderr=theirs, env=given)
-    os.close(theirs)
-    chunks = []
-    with contextlib.suppress(OSError):  # the other end is closed
-        while chunk := os.read(ours, 1 << 16):
-            chunks.append(chunk)
-    os.close(ours)
+    given = {"TERM": "xterm-256color", "COLUMNS": "100", **env}
+    with open(ours, "rb", buffering=0) as screen:
+        try:
+            child, _ = start(DRAWN + MAIN, *args, stdout=theirs, stderr=theirs, env=given)
+        finally:
+            os.close(theirs)
+        chunks = []
+        with contextlib.suppress(OSError):  # the other end is closed
+            while chunk := screen.read(1 << 16):
+                chunks.append(chunk)
     assert child.wait() == 0
     return b"".join(chunks).decode()
 
@@ -502,26 +507,13 @@ def test_three_ways_to_start_agree() -> None:
 # --- a run that is stopped ---
 
 
-def test_interrupt_while_loading_leaves_nothing(here: Path) -> None:
+def test_interrupt_while_loading_leaves_nothing(here: Path, start: Callable[..., Started]) -> None:
     before = tree(here)
     args = ["convert", "cli_nets:slow", "--random-init", "--input-size", "3,16,16", "-o", "deep/er/o"]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), "."])}
-    child = subprocess.Popen(
-        [sys.executable, "-m", "se_inject", *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=env,
-        # A job in the background of a shell inherits SIGINT as ignored, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    for _ in range(600):
-        if Path("started").exists():
-            break
-        time.sleep(0.05)
+    child, said = start(MAIN, *args, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert said.readline() == "here\n"
     child.send_signal(signal.SIGINT)
-    stdout, stderr = child.communicate(timeout=120)
-    Path("started").unlink()
+    stdout, stderr = child.communicate()
     assert (child.returncode, stdout, stderr.strip()) == (1, "", "Aborted!")
     assert tree(here) == before and not Path("deep").exists()
 

@@ -12,10 +12,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from se_inject.commands.report import read_report
 from se_inject.parallel import pool
 from se_inject.rules.schema import Rules
 from tests.helpers import ROOT, randomise
+from tests.processes import Started
 from tests.tiny import Net
 
 MODEL = 'model: "tests.tiny:Net", input_size: "3,16,16"'
@@ -210,20 +210,32 @@ def test_more_memory_than_planned_is_said(two: Path, monkeypatch: pytest.MonkeyP
     )
 
 
+# A run that sends a signal to its whole group, itself too, as soon as there are so many outputs.
+STOPPED = """
+import os, sys
+from pathlib import Path
+from se_inject.cli import main
+from se_inject.cli.terminal import Terminal
+
+number, enough = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+
+def advance(self, done, total, unit):
+    if len(list(Path("out").glob("[!.]*/report.json"))) >= enough:
+        os.killpg(0, number)
+
+Terminal.advance = advance
+main()
+"""
+
+
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_summary_and_nothing_half_written(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_summary_and_nothing_half_written(tmp_path: Path, start: Callable[..., Started]) -> None:
     checkpoints(tmp_path, 40)
     (tmp_path / "m.yaml").write_text(f'- {{{MODEL}, checkpoint: "*.pth"}}')
-    command = [sys.executable, "-m", "se_inject", "batch", "m.yaml", "-o", "out", "--factory", "tests.tiny"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    running = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    while len(list(tmp_path.glob("out/net*"))) < 4:
-        assert running.poll() is None
-        time.sleep(0.01)
-    os.killpg(running.pid, signal.SIGINT)
-    _, said = running.communicate(timeout=60)
+    command = ["batch", "m.yaml", "-o", "out", "--factory", "tests.tiny"]
+    stop = [str(signal.SIGINT.value), "4"]
+    running, _ = start(STOPPED, *stop, *command, cwd=tmp_path, stderr=subprocess.PIPE)
+    _, said = running.communicate()
     assert running.returncode == 1 and "the same command does what is left" in said and "Traceback" not in said
     assert not list(tmp_path.glob("out/.*"))
     with (tmp_path / "out" / "summary.csv").open(newline="") as file:
@@ -442,20 +454,15 @@ def inodes(out: Path) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_two_hundred_with_five_broken_killed_twice(tmp_path: Path) -> None:
+def test_two_hundred_with_five_broken_killed_twice(tmp_path: Path, start: Callable[..., Started]) -> None:
     files = checkpoints(tmp_path, 200)
     broken = spoil(files[7::41])
     (tmp_path / "m.yaml").write_text(f'- {{{MODEL}, checkpoint: "*.pth"}}')
-    command = [sys.executable, "-m", "se_inject", "batch", "m.yaml", "-o", "out", "--factory", "tests.tiny", "--quiet"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = ["batch", "m.yaml", "-o", "out", "--factory", "tests.tiny", "--quiet"]
     before: dict[str, int] = {}
     for enough in (40, 110):
-        run = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
-        while len(inodes(tmp_path / "out")) < enough:
-            assert run.poll() is None
-            time.sleep(0.05)
-        os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
+        running, said = start(STOPPED, str(signal.SIGKILL.value), str(enough), *command, cwd=tmp_path)
+        assert said.read() == "" and running.wait() == -signal.SIGKILL
         now = inodes(tmp_path / "out")
         assert enough <= len(now) < 195 and before.items() <= now.items()
         before = now
@@ -480,10 +487,12 @@ def cluster() -> Iterator[Any]:
 
         node = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
         made = Cluster(initialize_head=True, head_node_args=node)
-        made.extra = made.add_node(num_cpus=1, object_store_memory=80 << 20)
-        yield made
-        ray.shutdown()
-        made.shutdown()
+        try:
+            made.extra = made.add_node(num_cpus=1, object_store_memory=80 << 20)
+            yield made
+        finally:
+            ray.shutdown()
+            made.shutdown()
 
 
 @pytest.mark.slow

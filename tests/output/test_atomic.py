@@ -263,21 +263,25 @@ def test_two_runs_for_one_target(tmp_path: Path) -> None:
     def wait(path: Path) -> None:
         path.write_bytes(b"slow")
         reached.set()
-        assert go.wait(10)
+        go.wait()
 
     def slow() -> None:
         try:
             write(tmp_path / "out", {"plan.json": wait})
         except WriteError as error:
             errors.append(error)
+        finally:
+            reached.set()
 
     thread = threading.Thread(target=slow)
     thread.start()
-    assert reached.wait(10)
-    write(tmp_path / "out", FILES)
-    assert len(os.listdir(tmp_path)) == 2
-    go.set()
-    thread.join()
+    try:
+        reached.wait()
+        write(tmp_path / "out", FILES)
+        assert len(os.listdir(tmp_path)) == 2
+    finally:
+        go.set()
+        thread.join()
     assert len(errors) == 1 and "exists" in str(errors[0])
     assert os.listdir(tmp_path) == ["out"] and content(tmp_path / "out") == FILES
 

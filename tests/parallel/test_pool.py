@@ -6,28 +6,33 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from se_inject.errors import LoadError
-from se_inject.parallel import machine
+from se_inject.parallel import machine, pool
 from se_inject.parallel.pool import Failure, run
-from tests.helpers import ROOT
+from tests.processes import Started, hold, named_pipe
 
 GB = 10**9
+PARENT = """
+import os
+from se_inject.parallel.pool import run
+from tests.parallel.test_pool import work
+list(run(["hold " + os.environ["SAID"]], work))
+"""
 
 
 def work(task: str) -> object:
     """What a task does is its name."""
-    if task.startswith("mark "):
-        Path(task[5:]).write_text(f"{os.getpid()}\n")
-        time.sleep(60)
     return {
+        "hold": lambda: hold(task[5:]),
         "double": lambda: 2 * len(task),
         "where": os.getpid,
-        "sleep": lambda: (time.monotonic(), time.sleep(0.3), time.monotonic())[::2],
         "refuse": lambda: (_ for _ in ()).throw(LoadError("no\nsuch file")),
         "raise": lambda: 1 / 0,
         "leave": lambda: sys.exit("bye"),
@@ -62,11 +67,19 @@ def test_a_process_each_and_silent(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(("need", "together"), [(GB, True), (2 * GB, False)])
-def test_memory_decides_who_runs_beside_whom(need: int, together: bool) -> None:
-    found = dict(run(["sleep", "sleep 2"], work, workers=2, needs=lambda task: need, limit=3 * GB))
-    first, second = sorted(found.values())
-    assert (second[0] < first[1]) == together
+@pytest.mark.parametrize(("need", "beside"), [(GB, [2, 1]), (2 * GB, [1, 1])])
+def test_memory_decides_who_runs_beside_whom(need: int, beside: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[int] = []
+
+    def one_ends(answers: Sequence[Any]) -> list[Any]:
+        """The first to end, alone: both may have ended when the pool looks."""
+        waited.append(len(answers))
+        return wait(answers)[:1]
+
+    monkeypatch.setattr(pool, "wait", one_ends)
+    tasks = ["double", "double 2"]
+    assert len(dict(run(tasks, work, workers=2, needs=lambda task: need, limit=3 * GB))) == 2
+    assert waited == beside
 
 
 def test_a_task_above_the_limit_alone_is_refused_with_the_numbers() -> None:
@@ -75,26 +88,24 @@ def test_a_task_above_the_limit_alone_is_refused_with_the_numbers() -> None:
 
 
 def test_who_stops_listening_stops_the_processes(tmp_path: Path) -> None:
-    running = run([f"mark {tmp_path / 'pid'}", "none"], work, workers=2)
-    assert next(running) == ("none", None)
-    pid = int(wait_for(tmp_path / "pid"))
-    running.close()
-    assert gone(pid)
+    with named_pipe(tmp_path / "pipe") as (said, held):
+        running = run([f"hold {tmp_path / 'pipe'}", "none"], work, workers=2)
+        assert next(running) == ("none", None)
+        assert said.readline() == "here\n"
+        os.close(held)
+        running.close()
+        os.set_blocking(said.fileno(), False)
+        assert said.read() == ""  # an end; were the other still there, there would be nothing to read yet
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_processes_end_with_their_parent(number: int, tmp_path: Path) -> None:
-    task = f"mark {tmp_path / 'pid'}"
-    imports = "from se_inject.parallel.pool import run; from tests.parallel.test_pool import work"
-    code = f"{imports}; list(run([{task!r}], work))"
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    pid = int(wait_for(tmp_path / "pid"))
+def test_processes_end_with_their_parent(number: int, start: Callable[..., Started]) -> None:
+    parent, said = start(PARENT, stderr=subprocess.PIPE)
+    assert said.readline() == "here\n"
     (os.killpg if number == signal.SIGINT else os.kill)(parent.pid, number)  # Ctrl-C reaches all, a kill the parent
-    _, said = parent.communicate(timeout=20)
-    assert gone(pid) and parent.returncode != 0
-    assert "forkserver" not in said
+    assert said.read() == ""  # parent and child are gone
+    _, errors = parent.communicate()
+    assert parent.returncode != 0 and "forkserver" not in errors
 
 
 def test_the_machine_has_something_to_give() -> None:
@@ -123,24 +134,3 @@ def test_the_quota_of_a_container_counts(
     (tmp_path / "cpu.max").write_text(quota)
     monkeypatch.setattr(machine, "CGROUP", tmp_path)
     assert machine.cores() == (cores or len(os.sched_getaffinity(0)))
-
-
-def wait_for(path: Path) -> str:
-    for _ in range(600):
-        if path.exists() and (text := path.read_text()).endswith("\n"):
-            return text
-        time.sleep(0.05)
-    raise AssertionError(f"{path} was not written")
-
-
-def gone(pid: int) -> bool:
-    """Whether the process ends soon."""
-    for _ in range(100):
-        try:
-            os.kill(pid, 0)
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except (ProcessLookupError, FileNotFoundError):
-            return True
-        time.sleep(0.05)
-    return False

@@ -340,7 +340,7 @@ def graphs(draw: st.DrawFn) -> fx.Graph:
     return made
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(graphs())
 def test_dominators_are_what_the_definition_says(made: fx.Graph) -> None:
     def reached(without: fx.Node | None) -> set[fx.Node]:

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -16,7 +16,7 @@ from tests.helpers import randomise
 from tests.nets import body, conv, unit
 
 SIZE = (8, 8, 8)
-QUICK = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=25)
 
 
 class Residual(nn.Module):

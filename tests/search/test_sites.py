@@ -126,7 +126,7 @@ def build(tree: Any) -> Net:
     return {"skip": Skip, "pair": Pair}[kind](*(build(item) for item in inside))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(trees(2))
 def test_random_networks(tree: Any) -> None:
     net = build(tree)

@@ -424,7 +424,7 @@ def test_a_pickle_makes_the_class_again_in_another_process(tmp_path: Path) -> No
         "assert a is b and a.__name__ == 'SEResidual', (a, b)\n"
     )
     root = ROOT
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "model.pt")], cwd=root, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "model.pt")], cwd=root, check=True)
 
 
 def test_a_model_rewritten_twice_still_pickles() -> None:

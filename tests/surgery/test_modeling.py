@@ -190,7 +190,6 @@ def test_without_se_inject(own: Any, tmp_path: Path) -> None:
         env={"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "PATH": ""},
         capture_output=True,
         text=True,
-        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [word for name in models for word in (name, "ok")]
