@@ -174,7 +174,7 @@ def functions() -> str:
 def data() -> str:
     """The dataclasses of the index, then those that stand in their fields."""
     found = [item for item in _public().values() if inspect.isclass(item) and not issubclass(item, Exception)]
-    inside = (types.Decision, types.Site, types.Carrier, types.Position, types.SiteCost, types.Check, types.GraphNode)
+    inside = (types.Decision, types.Site, types.Carrier, types.Position, types.InputSpec, types.Argument, types.SiteCost, types.Check, types.Rewrite, types.GraphNode)
     return "\n\n".join(map(_data, (*found, *inside, types.Artifact, types.Baseline)))
 
 
