@@ -149,8 +149,11 @@ def functions() -> str:
 def data() -> str:
     """The dataclasses of the index, then those that stand in their fields."""
     found = [item for item in _public().values() if inspect.isclass(item) and not issubclass(item, Exception)]
-    inside = (types.Decision, types.Site, types.Carrier, types.Position, types.SiteCost, types.Check, types.GraphNode)
-    return "\n\n".join(map(_data, (*found, *inside, types.Artifact, types.Baseline, types.Pruned)))
+    inside = ("Decision", "Site", "Carrier", "Position", "InputSpec", "Argument", "SiteCost", "Check", "Rewrite",
+              "GraphNode", "Artifact", "Baseline", "Pruned")  # fmt: skip
+    return "
+
+".join(map(_data, (*found, *(getattr(types, name) for name in inside))))
 
 
 def errors() -> str:

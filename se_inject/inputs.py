@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from se_inject.errors import TraceError
+from se_inject.types import Argument, InputKind, InputSpec
 
 BATCH = 2  # at least 2: batch norm in train mode refuses one value per channel
-KINDS: dict[str, Callable[[list[torch.Tensor]], tuple[Any, ...]]] = {
+KINDS: dict[InputKind, Callable[[list[torch.Tensor]], tuple[Any, ...]]] = {
     "batch": lambda noise: (noise[0],),
     "list": lambda noise: (list(noise[0].unbind()),),  # images of their own, as detectors take them
     "pair": lambda noise: (noise[0], noise[1]),  # two batches, as optical flow takes them
@@ -27,7 +28,7 @@ class Inputs:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     shape: tuple[int, ...] | None = None  # without the batch, when the input was made from a shape alone
-    kind: str = "batch"  # how it was made from the shape, one of KINDS
+    kind: InputKind = "batch"  # how it was made from the shape, one of KINDS
 
     def map(self, fn: Any) -> Inputs:
         """The same arguments with ``fn`` applied to every tensor."""
@@ -35,21 +36,24 @@ class Inputs:
         return Inputs(args, kwargs, self.shape, self.kind)
 
     def __str__(self) -> str:
-        given = self.describe()
-        return ", ".join([*map(str, given["args"]), *(f"{name}={value}" for name, value in given["kwargs"].items())])
+        return str(self.describe())
 
-    def describe(self) -> Any:
-        """Shapes and dtypes as nested plain data, for the plan."""
-        spec = self.map(lambda t: f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}")
-        return {"args": _plain(spec.args), "kwargs": _plain(spec.kwargs)}
+    def describe(self) -> InputSpec:
+        """Shapes and dtypes as data, for the plan."""
+        arguments = tuple(leaf for part in (self.args, self.kwargs) for leaf in _arguments("", part))
+        return InputSpec(None, (), arguments) if self.shape is None else InputSpec(self.kind, self.shape, arguments)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value if isinstance(value, str | int | float | bool | None) else repr(type(value))
+def _arguments(path: str, value: Any) -> Iterator[Argument]:
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from _arguments(f"{path}.{key}" if path else str(key), item)
+    elif isinstance(value, torch.Tensor):
+        yield Argument(path, str(value.dtype).removeprefix("torch."), tuple(value.shape))
+    else:
+        plain = isinstance(value, str | int | float | bool | None)
+        yield Argument(path, value=value if plain else repr(type(value)))
 
 
 def default_size(model: nn.Module) -> tuple[int, ...] | None:
@@ -94,11 +98,11 @@ def resolve(model: nn.Module, example: Any = None, *, seed: int = 0) -> Inputs:
     )
 
 
-def from_shape(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0, kind: str = "batch") -> Inputs:
+def from_shape(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0, kind: InputKind = "batch") -> Inputs:
     """A batch of 2 of seeded normal noise: as the one argument, or in another of ``KINDS``.
 
-    >>> from_shape((3, 64, 64), torch.float32, kind="list").describe()["args"]
-    [['float32[3, 64, 64]', 'float32[3, 64, 64]']]
+    >>> str(from_shape((3, 64, 64), torch.float32, kind="list"))
+    '0.0=float32[3, 64, 64], 0.1=float32[3, 64, 64]'
     """
     drawn = [noise((BATCH, *shape), dtype, seed + i) for i in range(1 + (kind == "pair"))]
     return Inputs(KINDS[kind](drawn), {}, shape, kind)

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-CarrierKind = Literal["slot", "source", "append", "after", "callee", "taker", "graph"]
-REWRITTEN = ("source", "callee", "taker")  # the kinds whose module becomes an instance of a generated class
+CarrierKind = Literal["slot", "source", "append", "sequential_after", "wrap_output", "wrap_input", "graph"]
+REWRITTEN = ("source", "wrap_output", "wrap_input")  # the kinds whose module becomes an instance of a generated class
 Status = Literal["insert", "skip"]
+InputKind = Literal["batch", "list", "pair"]
 T = TypeVar("T")
 
 
@@ -46,16 +47,16 @@ class Carrier:
     """How the new child comes to run at a site.
 
     ``slot``: an unused attribute that the forward already calls is filled; ``source``: one call is inserted in the
-    owner's own method; ``append``: the block becomes the last child of a ``Sequential``; ``after``: the child of a
-    ``Sequential`` behind another one; ``callee``: the child whose value it is gates what it returns; ``taker``: the
-    child that takes the value gates it first; ``graph``: a node is spliced into a ``GraphModule``.
+    owner's own method; ``append``: the block becomes the last child of a ``Sequential``; ``sequential_after``: the
+    child of a ``Sequential`` behind another one; ``wrap_output``: the child whose value it is gates what it returns;
+    ``wrap_input``: the child that takes the value gates it first; ``graph``: a node is spliced into a ``GraphModule``.
     """
 
     kind: CarrierKind
     path: str  # the module that gets the new child
     name: str  # the new child's name in it
     position: Position | None = None  # source: the expression that is wrapped
-    node: str | None = None  # graph: the node after which the block stands; after: the child
+    node: str | None = None  # graph: the node after which the block stands; sequential_after: the child
     user: str | None = None  # graph: the one user of the node that gets the block's output, None for all
 
 
@@ -75,13 +76,13 @@ class Site:
     block_channels: int  # channels that enter the block
     block: str  # id of the innermost residual block around it, or the owner's path
     calls: int  # how often one forward runs it
-    beside: str = ""  # id of the concatenation that it is a branch of, if any
+    concat_id: str = ""  # id of the concatenation that it is a branch of, if any
     kernel: tuple[int, ...] = ()  # of the convolution before it
     depthwise: bool = False
     projects: bool = False  # the next 1x1 convolution has no more channels out than in
     nested: int = 0  # residual blocks inside this one's branch
     gated: str = ""  # why it counts as already gated
-    holds: str = ""  # a gate elsewhere on the residual branch that ends here
+    gate_on_branch: str = ""  # a gate elsewhere on the residual branch that ends here
     carrier: Carrier | None = None
     obstacle: str = ""  # why no carrier could be found
     absorb: str = ""  # path of the batch norm that `absorb` doubles
@@ -124,6 +125,32 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Argument:
+    """A tensor, or a plain value, somewhere in the arguments of a forward."""
+
+    path: str  # "0": the first argument, "0.1": the second item of it, "mask": a keyword argument
+    dtype: str = ""  # of a tensor; empty for a plain value
+    shape: tuple[int, ...] = ()
+    value: Any = None
+
+    def __str__(self) -> str:
+        text = f"{self.dtype}{list(self.shape)}" if self.dtype else json.dumps(self.value, sort_keys=True)
+        return text if self.path.isdecimal() else f"{self.path}={text}"
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """The example inputs as data: how they were made, and what they hold."""
+
+    kind: InputKind | None = None  # made from a shape: one batch, a list of images, or two batches; None: given
+    shape: tuple[int, ...] = ()  # that they were made from, without the batch
+    arguments: tuple[Argument, ...] = ()
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.arguments))
+
+
+@dataclass(frozen=True)
 class Baseline:
     """What the original was, for `verify` without it: hashes of its tensors, and its outputs on a seeded probe."""
 
@@ -139,7 +166,7 @@ class Plan(Shown):
 
     model: str  # "timm:resnet18", or the class of a model given through the API
     model_args: dict[str, Any]
-    inputs: Any  # shapes and dtypes of the example inputs, as nested plain data
+    inputs: InputSpec
     fingerprint: str  # SHA-256 of the keys, shapes and classes of the model
     rules: dict[str, Any]
     seed: int
@@ -214,6 +241,14 @@ class GraphNode:
 
 
 @dataclass(frozen=True)
+class Rewrite:
+    """The methods of a class that were rewritten, before and after; ``before`` is empty where it was not kept."""
+
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A file that was written, by its path in the output folder."""
 
@@ -273,7 +308,7 @@ class Report(Shown):
     source: dict[str, Any] = field(default_factory=dict)  # where the weights came from, what was unwrapped
     versions: dict[str, str] = field(default_factory=dict)
     artifacts: tuple[Artifact, ...] = ()
-    rewritten: dict[str, str] = field(default_factory=dict)  # class -> its generated source
+    rewritten: dict[str, Rewrite] = field(default_factory=dict)  # by generated class
     graphs: dict[str, tuple[GraphNode, ...]] = field(default_factory=dict)  # site -> the graph around it
     gates: tuple[GateStats, ...] = ()  # of the example batch, when it was no mere shape
     schema: int = SCHEMA_VERSION

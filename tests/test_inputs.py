@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from se_inject.errors import TraceError
-from se_inject.inputs import BATCH, Inputs, default_size, dtype_of, from_shape, noise, resolve
+from se_inject.inputs import BATCH, KINDS, Inputs, default_size, dtype_of, from_shape, noise, resolve
+from se_inject.types import InputKind, InputSpec, from_dict, to_dict
 from tests.nets import Basic
 
 
@@ -130,20 +131,29 @@ def test_flags_are_no_shape() -> None:
 
 
 # -- what the plan says of them -------------------------------------------------------------------------------------
-def test_describe_is_plain_data() -> None:
+def test_describe_is_data() -> None:
     class Odd:
         pass
 
     x = torch.zeros(2, 3, dtype=torch.bfloat16)
     inputs = Inputs((x, [x, {"a": x, "b": (1, None, 0.5, True, "s")}]), {"k": x, "odd": Odd(), "t": torch.float32})
     described = inputs.describe()
-    assert json.loads(json.dumps(described)) == described
-    assert described["args"] == [
-        "bfloat16[2, 3]",
-        ["bfloat16[2, 3]", {"a": "bfloat16[2, 3]", "b": [1, None, 0.5, True, "s"]}],
+    assert from_dict(InputSpec, json.loads(json.dumps(to_dict(described)))) == described
+    assert (described.kind, described.shape) == (None, ())
+    *arguments, odd, dtype = described.arguments
+    assert [(a.path, a.dtype, a.shape) for a in arguments if a.dtype] == [
+        (path, "bfloat16", (2, 3)) for path in ("0", "1.0", "1.1.a", "k")
     ]
-    assert described["kwargs"]["k"] == "bfloat16[2, 3]"
-    assert "Odd" in described["kwargs"]["odd"]
+    assert [a.value for a in arguments if a.path.startswith("1.1.b.")] == [1, None, 0.5, True, "s"]
+    assert (odd.path, dtype.path) == ("odd", "t") and "Odd" in odd.value
+    assert str(described).startswith("bfloat16[2, 3], 1.0=bfloat16[2, 3], ") and '1.1.b.4="s", k=' in str(described)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_made_from_a_shape_says_so(kind: InputKind) -> None:
+    described = from_shape((3, 8, 8), torch.float32, kind=kind).describe()
+    assert (described.kind, described.shape) == (kind, (3, 8, 8))
+    assert {a.shape for a in described.arguments} == {(3, 8, 8) if kind == "list" else (2, 3, 8, 8)}
 
 
 def test_map_reaches_every_tensor_and_nothing_else() -> None:

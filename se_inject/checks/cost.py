@@ -207,7 +207,7 @@ def _real_forward(model: nn.Module, inputs: Inputs, watch: Collection[str]) -> t
         except Exception as error:
             raise TraceError(
                 f"cannot count the cost of {type(model).__name__}: its forward failed on inputs "
-                f"{inputs.describe()} ({_line(error)}). Check that model.eval()(*inputs) runs by itself."
+                f"{inputs} ({_line(error)}). Check that model.eval()(*inputs) runs by itself."
             ) from error
 
 

@@ -77,21 +77,14 @@ def _whole(
 
 def inputs_of(made: Plan, dtype: torch.dtype) -> Inputs | None:
     """The probe of a plan: seeded noise of the size that it names."""
-    shape = made.baseline.probe
-    return from_shape(tuple(shape), dtype, made.seed, _kind(made)) if shape else None
-
-
-def _kind(made: Plan) -> str:
-    """How the inputs of a plan were made from a shape: one of ``inputs.KINDS``."""
-    args = made.inputs.get("args", []) if isinstance(made.inputs, dict) else []
-    return "pair" if len(args) == 2 else "list" if args and isinstance(args[0], list) else "batch"
+    return _noise(made, made.baseline.probe, dtype)
 
 
 def example_of(made: Plan, dtype: torch.dtype) -> Inputs | None:
     """The input for which the costs were counted, if it was made from a shape."""
-    args, kind = made.inputs.get("args", []) if isinstance(made.inputs, dict) else [], _kind(made)
-    text = args[0][0] if kind == "list" else next(iter(args), "")
-    if not made.baseline.probe or not isinstance(text, str) or "[" not in text:
-        return None
-    sides = tuple(int(n) for n in text.partition("[")[2].rstrip("]").split(","))
-    return from_shape(sides if kind == "list" else sides[1:], dtype, made.seed, kind)
+    return _noise(made, made.inputs.shape, dtype)
+
+
+def _noise(made: Plan, shape: tuple[int, ...], dtype: torch.dtype) -> Inputs | None:
+    kind = made.inputs.kind
+    return from_shape(shape, dtype, made.seed, kind) if shape and kind else None

@@ -23,7 +23,7 @@ from se_inject.surgery.expected import differences
 from se_inject.trace.record import trace, uncollected
 from se_inject.trace.records import record_of
 from se_inject.trace.skeleton import share, skeleton
-from se_inject.types import Check, Cost, GateStats, Plan, Report, SiteCost
+from se_inject.types import Check, Cost, GateStats, Plan, Report, Rewrite, SiteCost
 
 
 @dataclass
@@ -146,11 +146,11 @@ def as_planned(result: nn.Module, planned: Planned) -> Check:
     return verify.structure(wrong, len({d.site.carrier.path for d in made.insertions if d.site.carrier}))
 
 
-def rewritten(model: nn.Module) -> dict[str, str]:
+def rewritten(model: nn.Module) -> dict[str, Rewrite]:
     """Generated class -> its source, for every class in the model; from the second variant of a class on, numbered."""
-    variants: dict[str, list[str]] = {}
+    variants: dict[str, list[Rewrite]] = {}
     for module in model.modules():
-        source = vars(type(module)).get("se_source")
+        source = vars(type(module)).get("se_rewrite")
         if source is not None:
             name = f"{type(module).__name__} ({vars(type(module))['se_base'].__module__})"
             if source not in variants.setdefault(name, []):

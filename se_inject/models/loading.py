@@ -20,6 +20,7 @@ from se_inject.hashing import sha256
 from se_inject.models.assign import assign, build_empty, lacks_values
 from se_inject.models.remap import remap
 from se_inject.models.zoos import build_model, input_kind, input_size, parse_model_args, weights_name
+from se_inject.types import InputKind
 
 __all__ = ["Loaded", "blocked_globals", "build_model", "load_model", "parse_model_args", "read_state_dict"]
 
@@ -33,7 +34,7 @@ class Loaded:
     model_args: dict[str, Any]
     input_size: tuple[int, ...] | None  # channels and sides, from the model's own configuration
     source: dict[str, Any]
-    input_kind: str = "batch"  # one of inputs.KINDS
+    input_kind: InputKind = "batch"  # one of inputs.KINDS
 
 
 def load_model(

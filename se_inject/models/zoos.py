@@ -19,6 +19,7 @@ from se_inject.errors import LoadError, closest
 from se_inject.importing import factory_call, import_or_refuse, one_line
 from se_inject.inputs import default_size
 from se_inject.models.offline import cache_only_without_network
+from se_inject.types import InputKind
 
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 # Constructor arguments that would load weights behind the tool's back.
@@ -26,7 +27,10 @@ RESERVED = {"timm": ("pretrained", "checkpoint_path"), "torchvision": ("pretrain
 
 
 # Packages of torchvision whose models take other things than one batch, with the size of an image that they run on.
-TORCHVISION_KINDS = {"detection": ("list", (3, 224, 224)), "optical_flow": ("pair", (3, 128, 128))}
+TORCHVISION_KINDS: dict[str, tuple[InputKind, tuple[int, ...]]] = {
+    "detection": ("list", (3, 224, 224)),
+    "optical_flow": ("pair", (3, 128, 128)),
+}
 
 
 def parse_model_args(pairs: Iterable[str], what: str = "model arg", example: str = "num_classes=10") -> dict[str, Any]:
@@ -118,7 +122,7 @@ def input_size(spec: str, model: nn.Module, model_args: Mapping[str, Any]) -> tu
     return (int(model_args.get("in_chans", size[0])), *map(int, size[1:]))
 
 
-def input_kind(spec: str) -> str:
+def input_kind(spec: str) -> InputKind:
     """In which of ``inputs.KINDS`` the model takes its images: torchvision's detectors and its optical flow differ."""
     zoo, name = split_spec(spec)
     package = _special(name) if zoo == "torchvision" else ""

@@ -14,6 +14,7 @@ from se_inject.report.markdown import to_markdown
 from se_inject.report.tables import check_sums
 from se_inject.report.text import render_checks, render_plan, to_terminal
 from se_inject.types import SCHEMA_VERSION, Report, from_dict, to_dict
+from se_inject.upgrade import upgrade
 
 __all__ = [
     "check_sums", "from_json", "render_checks", "render_plan", "schema", "to_json", "to_markdown", "to_terminal",
@@ -40,9 +41,10 @@ def from_json(text: str) -> Report:
         data = parse(text)
     except (ValueError, RecursionError) as error:
         raise LoadError(f"the report is not JSON of this tool: {error}.") from error
-    if other := other_schema(data, "report", "convert again"):
-        raise LoadError(other)
     try:
+        data = upgrade(data)
+        if other := other_schema(data, "report", "convert again"):
+            raise LoadError(other)
         report = from_dict(Report, data)
     except ValueError as error:
         raise LoadError(f"the report is malformed: {error}.") from error

@@ -24,7 +24,7 @@ def to_markdown(report: Report) -> str:
     plan = report.plan
     parts = [
         f"# {name(plan.model)}: {escape(tables.headline(plan))}",
-        f"{escape(tables.CONVENTION)} {name(tables.inputs(plan))}.",
+        f"{escape(tables.CONVENTION)} {name(str(plan.inputs))}.",
         "## Cost",
         _table(
             ("", "before", "after", "added", "change"),
@@ -68,7 +68,7 @@ def to_markdown(report: Report) -> str:
     if report.rewritten:
         parts.append("## Rewritten methods")
         for cls, source in sorted(report.rewritten.items()):
-            parts += [f"### {name(cls)}", _code(source)]
+            parts += [f"### {name(cls)}", _code(source.after)]
     if report.versions:
         parts.append(", ".join(f"{escape(key)} {escape(value)}" for key, value in sorted(report.versions.items())))
     return "\n\n".join(part for part in parts if part) + "\n"

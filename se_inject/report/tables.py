@@ -220,16 +220,6 @@ def uncounted(report: Report) -> str:
     return ", ".join(f"{name} x {n}" for name, n in sorted(calls.items())) or "nothing that this model runs"
 
 
-def inputs(plan: Plan) -> str:
-    """``float32[2, 3, 224, 224]``, or the nested data as JSON."""
-    given = plan.inputs
-    match given:
-        case {"args": list() | tuple() as args, "kwargs": dict() as kwargs} if len(given) == 2:
-            parts = [_short(value) for value in args]
-            return ", ".join(parts + [f"{name}={_short(value)}" for name, value in kwargs.items()])
-    return _short(given)
-
-
 def _short(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 

@@ -30,7 +30,7 @@ def to_terminal(report: Report, console: Console, *, all: bool = False) -> None:
     """Print the report; ``all`` lists every skipped site. Raises ``VerifyError`` when it disagrees with itself."""
     tables.check_sums(report)
     _plan(report.plan, console, report.sites, every=all)
-    render_line(console, f"{tables.CONVENTION} {tables.inputs(report.plan)}.", "dim")
+    render_line(console, f"{tables.CONVENTION} {report.plan.inputs}.", "dim")
     console.print()
     render_costs(report.before, report.after, console)
     render_line(console, f"Not counted: {tables.uncounted(report)}.", "dim")

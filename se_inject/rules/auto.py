@@ -30,15 +30,15 @@ def auto(sites: tuple[Site, ...]) -> Answers:
     inner = {
         site.id: site
         for site in sites
-        if site.placement == "inner" and site.depthwise and site.projects and site.beside not in fused
+        if site.placement == "inner" and site.depthwise and site.projects and site.concat_id not in fused
         if not site.obstacle
     }
     by_inner = {site.block for site in inner.values()}
     # What holds a gate already: the block, or the concatenation that it is a branch of.
     gates: dict[str, str] = {}
     for site in sites:
-        if (site.gated or site.holds) and site.placement in ("inner", "standard"):
-            gates.setdefault(site.block, site.gated or site.holds)
+        if (site.gated or site.gate_on_branch) and site.placement in ("inner", "standard"):
+            gates.setdefault(site.block, site.gated or site.gate_on_branch)
     standard = {
         site.id
         for site in sites
@@ -46,11 +46,11 @@ def auto(sites: tuple[Site, ...]) -> Answers:
     }
     tokens = {site.id for site in sites if site.placement in ("standard", "concat") and site.axis != 1}
     residual = {site.block for site in sites if site.placement == "standard"}
-    branches = {site.beside for site in sites if site.id in inner or site.id in standard}
+    branches = {site.concat_id for site in sites if site.id in inner or site.id in standard}
     answers: Answers = {}
     for site in sites:
-        if site.beside in fused:
-            answers[site.id] = ("", fused[site.beside])
+        if site.concat_id in fused:
+            answers[site.id] = ("", fused[site.concat_id])
         elif site.obstacle:
             answers[site.id] = ("", f"no way to insert: {site.obstacle}")
         elif site.id in tokens:

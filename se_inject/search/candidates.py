@@ -26,7 +26,7 @@ class Candidate:
     depthwise: bool = False
     projects: bool = False
     gated: str = ""
-    holds: str = ""  # a gate elsewhere on the residual branch
+    gate_on_branch: str = ""  # a gate elsewhere on the residual branch
     user: fx.Node | None = None  # the block stands between the value and this one user, not before all of them
     name: str = "se"  # of the new child
     group: Join | None = None  # the concatenation that it is, or is on a branch of
@@ -71,7 +71,7 @@ class Flow:
             node, here = here.node, here.parent
         return None
 
-    def beside(self, call: Call, node: fx.Node, but: Join | None = None) -> Join | None:
+    def concatenated(self, call: Call, node: fx.Node, but: Join | None = None) -> Join | None:
         """The outermost concatenation that has ``node`` on one of its branches."""
         found, here = None, call
         while True:

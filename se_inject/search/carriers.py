@@ -76,7 +76,7 @@ def carrier(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, st
     found, reason = _source(index, call, node)
     if found is not None or node.op != "call_module":
         return found, reason
-    found, other = _callee(index, call, node)
+    found, other = _wrap_output(index, call, node)
     return found, other and f"{reason}; {other}"
 
 
@@ -141,7 +141,7 @@ def _dropped(span: CodeSpan, place: Position) -> bool:
     )
 
 
-def _callee(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, str]:
+def _wrap_output(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, str]:
     path, module = record_of(node).path, module_of(node)
     name = type(module).__name__
     if index.runs[path] != index.runs[call.path]:
@@ -150,7 +150,7 @@ def _callee(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, st
         # Conversions (SyncBatchNorm, freezing, fusion) put another module in its place, and the block would be gone.
         if result(call) is node and type(call.module).forward is nn.Sequential.forward:
             return Carrier("append", call.path, free_name(index, call.module)), ""
-        return _taker(index, call, node)
+        return _wrap_input(index, call, node)
     if type(module).forward is nn.Sequential.forward and "forward" not in module.__dict__:
         return Carrier("append", path, free_name(index, module)), ""
     if reason := _unfit(module):
@@ -159,19 +159,19 @@ def _callee(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, st
         if type(call.module).forward is not nn.Sequential.forward or any(map(str.isdecimal, call.module._modules)):
             return None, f"{name} runs all its children, and would run a new one too"
         child = str(node.target)  # its siblings have names, and keep them
-        return Carrier("after", call.path, free_name(index, call.module, f"{child}_{CHILD}"), node=child), ""
-    return Carrier("callee", path, free_name(index, module)), ""
+        return Carrier("sequential_after", call.path, free_name(index, call.module, f"{child}_{CHILD}"), node=child), ""
+    return Carrier("wrap_output", path, free_name(index, module)), ""
 
 
-def _taker(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, str]:
+def _wrap_input(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, str]:
     """The next child gates what it takes, when it is the only one that does."""
     path, name = record_of(node).path, type(module_of(node)).__name__
     reason = f"{path} is a {name}, which conversions replace, and the block with it"
     user = next(iter(node.users)) if len(node.users) == 1 else None
     if user is None or user.op != "call_module" or user.args[:1] != (node,) or isinstance(call.module, fx.GraphModule):
         return None, reason
-    module, taker = module_of(user), record_of(user).path
-    if index.runs[taker] != index.runs[call.path] or isinstance(module, CONTAINERS) or _unfit(module):
+    module, user_path = module_of(user), record_of(user).path
+    if index.runs[user_path] != index.runs[call.path] or isinstance(module, CONTAINERS) or _unfit(module):
         return None, reason
     code = current_code(type(module), "forward")
     try:
@@ -179,7 +179,7 @@ def _taker(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, str
         first_argument(parse(text), text)
     except ValueError:
         return None, reason
-    return Carrier("taker", taker, free_name(index, module)), ""
+    return Carrier("wrap_input", user_path, free_name(index, module)), ""
 
 
 def _unfit(module: nn.Module) -> str:

@@ -37,7 +37,7 @@ def follow(flow: Flow, call: Call, node: fx.Node, depthwise: bool) -> Way:
             current = gates[0]
             way.gated = _gated_by(current)
             continue
-        user = _taker(flow, here, current, depthwise)
+        user = _only_user(flow, here, current, depthwise)
         layer = unit(user) if user is not None else _pointwise(flow, here, current) if depthwise else None
         if layer is not None or user is None:
             way.layer = layer
@@ -71,7 +71,7 @@ def _gates(node: fx.Node) -> list[fx.Node]:
     return [user for user in node.users if gate(user) is node] if len(node.users) > 1 else []
 
 
-def _taker(flow: Flow, call: Call, node: fx.Node, depthwise: bool) -> fx.Node | None:
+def _only_user(flow: Flow, call: Call, node: fx.Node, depthwise: bool) -> fx.Node | None:
     """The one user of a value; that the value is also the shortcut around this user does not count for a depthwise
     convolution (RepViT: a block that mixes positions, then a residual one that mixes channels)."""
     users = list(node.users)
@@ -132,7 +132,7 @@ def attended(flow: Flow, call: Call, node: fx.Node) -> bool:
     """Whether the next layer makes the keys or values of an attention: that is no block's projection."""
     layers, here = 0, call
     while True:
-        while (user := _taker(flow, here, node, depthwise=True)) is not None and user.op != "output":
+        while (user := _only_user(flow, here, node, depthwise=True)) is not None and user.op != "output":
             ops = chain(user)
             if any(o.name in PRODUCTS for o in ops):
                 return True

@@ -32,8 +32,12 @@ def standard(flow: Flow, call: Call) -> Iterator[Candidate]:
                 entering = sum(channels(shortcut.operand) for shortcut in join.shortcuts)
             else:
                 entering = channels(join.fork) if join.fork is not None else channels(join.shortcuts[0].operand)
-            holds = next((f"already gated by {place}" for n in sorted(branch.nodes) if (place := holds_gate(n))), "")
-            yield Candidate("standard", call, node, entering, join, gated=gated(branch.operand), holds=holds)
+            on_branch = next(
+                (f"already gated by {place}" for n in sorted(branch.nodes) if (place := holds_gate(n))), ""
+            )
+            yield Candidate(
+                "standard", call, node, entering, join, gated=gated(branch.operand), gate_on_branch=on_branch
+            )
 
 
 def pre(flow: Flow, call: Call) -> Iterator[Candidate]:
@@ -88,7 +92,7 @@ def concat(flow: Flow, call: Call) -> Iterator[Candidate]:
     if call.node is not None and unit(call.node) is not None:
         return  # the whole call is one convolution (MixConv)
     for group in flow.concats[call]:
-        if flow.beside(call, group.node, but=group) is not None:
+        if flow.concatenated(call, group.node, but=group) is not None:
             continue  # inside a branch of another: once for each multi-branch block
         where, place = _fused(call, group.node)
         around = flow.around(call, group.node)

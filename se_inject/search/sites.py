@@ -46,7 +46,7 @@ def find(trace: Trace, placements: Collection[str]) -> Found:
         groups.setdefault(_key(candidate, groups), []).append(candidate)
     nested = _nested(flow)
     for candidate in (c for found in wanted.values() for c in found if c.placement != "concat"):
-        candidate.group = flow.beside(candidate.call, candidate.node)
+        candidate.group = flow.concatenated(candidate.call, candidate.node)
     pairs = []
     for group in groups.values():
         here = area(group[0].node)
@@ -130,14 +130,13 @@ def _site(index: Index, group: list[Candidate], nested: dict[Join, int], stage: 
         order=record_of(maker).order or 0,
         block_channels=first.block_channels,
         block="",
-        beside="",
         calls=len(group),
         kernel=first.kernel,
         depthwise=first.depthwise,
         projects=first.projects,
         nested=nested.get(first.around, 0) if first.around is not None and first.placement == "standard" else 0,
         gated=next((c.gated for c in group if c.gated), ""),
-        holds=next((c.holds for c in group if c.holds), ""),
+        gate_on_branch=next((c.gate_on_branch for c in group if c.gate_on_branch), ""),
         carrier=found,
         obstacle=obstacle or ("" if found else reason),
         note=_other_path(maker, found),
@@ -162,7 +161,12 @@ def _named(pairs: list[tuple[Site, Candidate]]) -> Iterator[Site]:
     named: list[tuple[Site, Candidate]] = []
     for site, candidate in pairs:
         place = site.owner
-        if site.carrier is not None and site.carrier.kind in ("callee", "append", "after", "taker"):
+        if site.carrier is not None and site.carrier.kind in (
+            "wrap_output",
+            "append",
+            "sequential_after",
+            "wrap_input",
+        ):
             place = record_of(candidate.node).path
         elif site.carrier is not None and site.carrier.kind == "graph":
             place = f"{site.carrier.path}.{site.carrier.name}".strip(".").rpartition(".")[0]
@@ -178,5 +182,5 @@ def _named(pairs: list[tuple[Site, Candidate]]) -> Iterator[Site]:
     for site, candidate in named:
         join, group = candidate.around, candidate.group
         block = blocks.get(join, site.owner) if join is not None else site.owner
-        beside = groups.get(group, "") if group is not None and site.placement != "concat" else ""
-        yield replace(site, block=block, beside=beside)
+        concat = groups.get(group, "") if group is not None and site.placement != "concat" else ""
+        yield replace(site, block=block, concat_id=concat)

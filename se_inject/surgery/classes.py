@@ -20,6 +20,7 @@ from torch import nn
 from se_inject.errors import PlanMismatchError, SpliceError
 from se_inject.surgery.edit import Edit, indented, is_name, returned, rewrite
 from se_inject.trace.source import content, current_code, foreign_decorator, method_source, parse, self_name
+from se_inject.types import Rewrite
 
 _CLASSES: dict[tuple[type, tuple[Edit, ...]], type] = {}
 WRAPPER = """    def forward(self, *args, **kwargs):
@@ -43,25 +44,30 @@ def is_generated(cls: type) -> bool:
     return "se_base" in vars(cls)
 
 
-def class_source(base: type, edits: tuple[Edit, ...], name: str) -> str:
-    """The text of the generated class: each rewritten method whole, comments kept."""
-    parts = []
+def class_source(base: type, edits: tuple[Edit, ...], name: str) -> Rewrite:
+    """The text of the generated class, and what it would be without the edits: each of its methods whole, comments
+    kept."""
+    before, after = [], []
     wrapper = wrapping(base, edits)
     for method, group in by_method(edits).items():
         if wrapper and method == "forward":
-            value = "super().forward(*args, **kwargs)"
+            value = original = "super().forward(*args, **kwargs)"
             for child in wrapper:
                 value = f"self.{child}({value})"
-            parts.append(WRAPPER.format(value=value))
+            before.append(WRAPPER.format(value=original))
+            after.append(WRAPPER.format(value=value))
             continue
         text = _original(base, method, group)
         try:
             written = parse(text).name
-            parts.append(indented(rewrite(text, tuple(group))))
+            old, new = indented(text), indented(rewrite(text, tuple(group)))
         except ValueError as error:
             raise PlanMismatchError(f"{base.__name__}.{method}: {error}") from error
-        parts[-1] += "".join(f"\n    {name} = {written}\n" for name in aliases(base, method) if name != written)
-    return f"class {name}({base.__name__}):\n" + "\n".join(parts)
+        others = "".join(f"\n    {name} = {written}\n" for name in aliases(base, method) if name != written)
+        before.append(old + others)
+        after.append(new + others)
+    head = f"class {name}({base.__name__}):\n"
+    return Rewrite(head + "\n".join(before), head + "\n".join(after))
 
 
 def by_method(edits: tuple[Edit, ...]) -> dict[str, list[Edit]]:
@@ -115,7 +121,8 @@ def _generate(base: type, edits: tuple[Edit, ...]) -> type:
         # It goes back to its own base class when the parametrization is removed: the block would be lost.
         raise SpliceError(f"{base.__name__} is parametrized: remove the parametrization first, and put it back after.")
     name = f"SE{base.__name__}"
-    text = class_source(base, edits, name)
+    source = class_source(base, edits, name)
+    text = source.after
     digest = hashlib.sha256(f"{base.__module__}.{base.__qualname__}\n{text}".encode()).hexdigest()[:8]
     filename = f"<se_inject {name} {digest}>"
     linecache.cache[filename] = (len(text), None, io.StringIO(text).readlines(), filename)
@@ -128,7 +135,7 @@ def _generate(base: type, edits: tuple[Edit, ...]) -> type:
         "__reduce_ex__": _reduce,
         "se_base": base,
         "se_edits": edits,
-        "se_source": text,
+        "se_rewrite": source,
     }
     wrapper = wrapping(base, edits)
     functions = [node for node in body.body if isinstance(node, ast.FunctionDef)]

@@ -28,10 +28,10 @@ def differences(before: Trace, found: Found, decisions: tuple[Decision, ...], af
     for decision in decisions:
         carrier = decision.site.carrier
         assert carrier is not None
-        if carrier.kind == "taker":
+        if carrier.kind == "wrap_input":
             taken.setdefault(carrier.path, []).append(carrier.name)
             continue
-        if carrier.kind in ("append", "callee"):
+        if carrier.kind in ("append", "wrap_output"):
             wrapped.setdefault(carrier.path, []).append(carrier.name)
             continue
         for call, node, user in found.places[decision.site.id]:

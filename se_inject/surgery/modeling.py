@@ -109,14 +109,14 @@ def render(base: nn.Module, plan: Plan) -> str:
     for decision in plan.insertions:
         carrier = decision.site.carrier
         assert carrier is not None
-        if carrier.kind == "after":
+        if carrier.kind == "sequential_after":
             behind.append(f"{decision.key!r}: {carrier.node!r}")
         if carrier.kind == "graph":
             raise NoSource("the model is a GraphModule: its code is its graph, which no library holds")
         if carrier.kind in REWRITTEN:
             edits[carrier.path] = (
                 *edits.get(carrier.path, ()),
-                Edit(carrier.name, carrier.position, carrier.kind == "taker"),
+                Edit(carrier.name, carrier.position, carrier.kind == "wrap_input"),
             )
     header = Header()
     used = sorted({d.block for d in plan.insertions})

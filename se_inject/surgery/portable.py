@@ -57,7 +57,7 @@ class Header:
 
 def class_code(base: type, edits: tuple[Edit, ...], name: str) -> str:
     """The generated class as text that means the same in another module."""
-    text = class_source(base, edits, name)
+    text = class_source(base, edits, name).after
     if wrapping(base, edits):
         return text
     for name, method in _methods(edits, text):
@@ -89,7 +89,7 @@ def bind_globals(base: type, edits: tuple[Edit, ...], header: Header) -> None:
     """Import what the rewritten methods read from the module they come from."""
     if wrapping(base, edits):
         return
-    for attribute, method in _methods(edits, class_source(base, edits, "_")):
+    for attribute, method in _methods(edits, class_source(base, edits, "_").after):
         owner, function = _defined(base, attribute)
         if reason := _bound_to_its_place(method, function):
             raise NoSource(f"{base.__name__}.{attribute} {reason}")

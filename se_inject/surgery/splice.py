@@ -178,7 +178,7 @@ def _classes(model: nn.Module, plan: Plan) -> dict[str, type]:
         if carrier.kind in REWRITTEN:
             edits[carrier.path] = (
                 *edits.get(carrier.path, ()),
-                Edit(carrier.name, carrier.position, carrier.kind == "taker"),
+                Edit(carrier.name, carrier.position, carrier.kind == "wrap_input"),
             )
     return {path: generated(type(_module(model, path)), edit) for path, edit in edits.items()}
 
@@ -192,11 +192,11 @@ def _insert(model: nn.Module, decision: Decision, seed: int) -> dict[str, Any]:
         raise PlanMismatchError(f"the plan doubles {decision.site.absorb!r}, no batch norm with weight and bias")
     has_weights = any(True for _ in parent.parameters())
     block = make_block(decision, seed, parent if has_weights else model)
-    if carrier.kind == "after" and carrier.node not in parent._modules:
+    if carrier.kind == "sequential_after" and carrier.node not in parent._modules:
         raise PlanMismatchError(f"{type(parent).__name__} has no child {carrier.node!r}, behind which the plan inserts")
     previous = _clear(parent, name, carrier.kind)
     parent.add_module(name, block)
-    if carrier.kind == "after":
+    if carrier.kind == "sequential_after":
         _move_behind(parent, name, carrier.node)
     if norm is not None:
         _scale(norm, 2.0)

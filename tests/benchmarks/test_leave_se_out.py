@@ -81,7 +81,7 @@ def test_every_place_is_found(name: str) -> None:
     assert {path: len(ids) for path, ids in here.items()} == dict.fromkeys(taken, 1)
     assert {ids[0].partition(":")[2].partition("_")[0] for ids in here.values()} == {placement}
     assert len(found.sites) - count == beyond
-    assert not any(site.gated or site.holds or site.obstacle for site in found.sites)
+    assert not any(site.gated or site.gate_on_branch or site.obstacle for site in found.sites)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -67,7 +67,6 @@ def site(layout: str = "NCHW", **changes: Any) -> Site:
         order=0,
         block_channels=16,
         block="block:standard",
-        beside="",
         calls=1,
     )
     return replace(plain, **changes)

@@ -97,17 +97,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("net", "kind", "args"),
-    [
-        ("Single", "list", [["float32[3, 16, 12]", "float32[3, 16, 12]"]]),
-        ("Flow", "pair", ["float32[2, 3, 16, 12]", "float32[2, 3, 16, 12]"]),
-    ],
+    ("net", "kind", "paths", "shape"),
+    [("Single", "list", ["0.0", "0.1"], [3, 16, 12]), ("Flow", "pair", ["0", "1"], [2, 3, 16, 12])],
 )
-def test_convert_and_verify_a_factory(here: Path, net: str, kind: str, args: list[object]) -> None:
+def test_convert_and_verify_a_factory(here: Path, net: str, kind: str, paths: list[str], shape: list[int]) -> None:
     spec = f"kinds_of_nets:{net}"
     options = ("--random-init", "--input-size", "3,16,12", "--input-kind", kind)
     ok("convert", spec, *options, "-o", "out")
-    assert json.loads((here / "out/plan.json").read_text())["inputs"]["args"] == args
+    inputs = json.loads((here / "out/plan.json").read_text())["inputs"]
+    assert (inputs["kind"], inputs["shape"]) == (kind, [3, 16, 12])
+    assert [(a["path"], a["dtype"], a["shape"]) for a in inputs["arguments"]] == [(p, "float32", shape) for p in paths]
     checks = json.loads(ok("verify", "out", "--model", spec, "--json").output)
     assert {check["name"]: check["passed"] for check in checks} == {
         "files": True, "keys": True, "outputs (eval)": True, "reached": True, "overhead": True

@@ -66,9 +66,9 @@ def test_text_is_sorted_and_ascii(plan: Plan) -> None:
         (lambda d: d["decisions"][0]["site"].update(channels=8.0), "site.channels: expected int, found 8.0"),
         (lambda d: d["decisions"][0].update(status="maybe"), "status: expected one of 'insert', 'skip', found 'maybe'"),
         (lambda d: d["decisions"][0]["site"]["carrier"].update(kind="exec"), "carrier.kind: expected one of"),
-        (lambda d: d.update(schema=2), "plan schema 2, this version reads 1"),
-        (lambda d: d.update(schema="1"), "plan schema '1', this version reads 1"),
-        (lambda d: d.pop("schema"), "plan schema None, this version reads 1"),
+        (lambda d: d.update(schema=3), "plan schema 3, this version reads 2"),
+        (lambda d: d.update(schema="1"), "plan schema '1', this version reads 2"),
+        (lambda d: d.pop("schema"), "plan schema None, this version reads 2"),
     ],
 )
 def test_what_is_not_a_plan_is_refused(plan: Plan, tmp_path: Path, change: Any, reason: str) -> None:
@@ -210,7 +210,7 @@ def test_reading_a_plan_imports_nothing(plan: Plan, tmp_path: Path, monkeypatch:
         'blocks.0.se" if getattr(__import__("os"), "mkdir")({}) else "b',
     ],
 )
-@pytest.mark.parametrize("kind", ["source", "callee", "graph"])
+@pytest.mark.parametrize("kind", ["source", "wrap_output", "graph"])
 def test_a_name_in_a_plan_is_never_code(name: str, kind: str, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     name = name.format(ascii(str(canary)))
@@ -218,7 +218,9 @@ def test_a_name_in_a_plan_is_never_code(name: str, kind: str, tmp_path: Path) ->
     if kind == "graph":
         model = torch.fx.symbolic_trace(model)
     plan = se_inject.plan(model, SIZE, "standard")
-    changed = with_carrier(plan, name=name, **({"kind": "callee", "position": None} if kind == "callee" else {}))
+    changed = with_carrier(
+        plan, name=name, **({"kind": "wrap_output", "position": None} if kind == "wrap_output" else {})
+    )
     again = se_inject.read_plan(write(tmp_path / "plan.json", changed))
     with pytest.raises(PlanMismatchError, match="is not a name"):
         se_inject.apply(model, again)(image())

@@ -19,10 +19,10 @@ from se_inject.report import tables
 from se_inject.report.formats import from_json, to_json
 from se_inject.report.html import diagram, notebook, view
 from se_inject.report.html.graph import STEP, graph, without
-from se_inject.report.html.methods import diff
+from se_inject.report.html.methods import LONGEST, diff
 from se_inject.report.html.page import digest, to_html
 from se_inject.search.placements import PLACEMENTS
-from se_inject.types import Check, GraphNode, Report, SiteCost
+from se_inject.types import Check, GraphNode, Report, Rewrite, SiteCost
 from tests import tiny
 from tests.helpers import calls
 from tests.report.test_report import EVIL, evil, insert, sample, site
@@ -222,7 +222,7 @@ def test_page_of_less(change: str) -> None:
 )
 def test_the_original_is_what_is_left(old: str, new: str) -> None:
     frame = "class SEBlock(Block):\n    def forward(self, x):\n        {}\n        return z\n"
-    lines = diff(frame.format(new), {"se", "se_1"})
+    lines = diff(Rewrite(frame.format(old), frame.format(new)))
     before = "".join("".join(t for t, _ in line.parts) + "\n" for line in lines if line.mark != "+")
     after = "".join("".join(t for t, _ in line.parts) + "\n" for line in lines if line.mark != "-")
     assert (before, after) == (frame.format(old), frame.format(new))
@@ -230,16 +230,44 @@ def test_the_original_is_what_is_left(old: str, new: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["def f(self, x):\n    return self.other(x)\n", "def f(self, x):\n    return self.se(x, 1)\n", "def (", "(" * 5000],
+    ("old", "new", "inserted"),
+    [
+        ("y = self.bn(x)", "y = self.se(self.bn(x))", ["self.se(", ")"]),
+        ("return self.act(x)", "return self.se(self.act(x))", ["self.se(", ")"]),
+        ("return self.se(x)", "return self.se_1(self.se(x))", ["self.se_1(", ")"]),
+        ("x += y", "x += y; x = self.se(x)", ["; x = self.se(x)"]),
+        ("x += y", "x = self.se(x); x += y", ["x = self.se(x); "]),
+    ],
 )
-def test_other_calls_are_no_insertions(text: str) -> None:
-    assert {line.mark for line in diff(text, {"se"})} <= {" "}
+def test_only_what_was_inserted_is_marked(old: str, new: str, inserted: list[str]) -> None:
+    (before, after) = diff(Rewrite(old, new))
+    assert before.parts == ((old, False),) and [text for text, marked in after.parts if marked] == inserted
+
+
+@pytest.mark.parametrize("text", ["def f(self, x):\n    return self.se(x)\n", "def (", "(" * 5000])
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_is_the_same_or_was_not_kept_is_not_marked(text: str, kept: bool) -> None:
+    lines = diff(Rewrite(text if kept else "", text))
+    assert {line.mark for line in lines} == {" "}
+    assert "".join(t + "\n" for line in lines for t, _ in line.parts) == text.rstrip("\n") + "\n"
 
 
 def test_a_call_over_several_lines() -> None:
-    lines = diff("def f(self, x):\n    return self.se(self.bn(\n        x\n    ))\n", {"se"})
+    text = "def f(self, x):\n    return {}self.bn(\n        x\n    ){}\n"
+    lines = diff(Rewrite(text.format("", ""), text.format("self.se(", ")")))
     assert [line.mark for line in lines] == [" ", "-", "+", " ", "-", "+"]
+
+
+def test_a_line_of_its_own() -> None:
+    text = "def f(self, x):\n    {}return self.bn(x)\n"
+    lines = diff(Rewrite(text.format(""), text.format("x = self.se(x)\n    ")))
+    assert [(line.mark, line.number) for line in lines] == [(" ", 1), ("+", 2), (" ", 3)]
+    assert lines[1].parts == (("    x = self.se(x)", True),)
+
+
+def test_texts_too_long_to_compare_are_shown_as_they_are() -> None:
+    lines = diff(Rewrite("(" * LONGEST, ")" * LONGEST))
+    assert [line.mark for line in lines] == [" "]
 
 
 def test_real_classes() -> None:
@@ -343,7 +371,7 @@ def test_names_add_no_element(text: str) -> None:
     made = to_html(evil(text))
     page = Page(made)
     lines = f"# {text}".count("\n") + 1  # a line of source is a row of its own
-    harmless = replace(evil("harmless"), rewritten={"harmless": "harmless\n" * lines})
+    harmless = replace(evil("harmless"), rewritten={"harmless": Rewrite("", "harmless\n" * lines)})
     assert shape(made) == shape(to_html(harmless)), "an element or an attribute that the template has not"
     assert page.open == [] and page.comments == 0
     assert (page.raw["style"], page.raw["script"]) == tuple(Page(to_html(sample())).raw[k] for k in ("style", "script"))

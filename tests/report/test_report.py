@@ -21,14 +21,17 @@ from se_inject.report import tables
 from se_inject.report.formats import from_json, render_checks, render_plan, schema, to_json, to_markdown, to_terminal
 from se_inject.report.html.page import to_html
 from se_inject.types import (
+    Argument,
     Artifact,
     Carrier,
     Check,
     Cost,
     Decision,
     GateStats,
+    InputSpec,
     Plan,
     Report,
+    Rewrite,
     Site,
     SiteCost,
     to_dict,
@@ -64,6 +67,9 @@ def insert(where: Site, reduced: int | None, reason: str = "residual block") -> 
     return Decision(where, "insert", reason, kwargs=kwargs)
 
 
+METHOD = "def forward(self, x):\n\treturn {} + x  # `s`\n"
+
+
 def sample() -> Report:
     """A small model with everything that a report can hold."""
     decisions = (
@@ -78,7 +84,7 @@ def sample() -> Report:
     plan = Plan(
         model="timm:tiny",
         model_args={"num_classes": 10},
-        inputs={"args": ["float32[2, 3, 224, 224]"], "kwargs": {}},
+        inputs=InputSpec("batch", (3, 224, 224), (Argument("0", "float32", (2, 3, 224, 224)),)),
         fingerprint="f" * 64,
         rules={"placement": "auto"},
         seed=0,
@@ -112,7 +118,7 @@ def sample() -> Report:
         source={"weights": "checkpoint", "file": "tiny.pth", "stripped": ["module."], "ema": None},
         versions={"torch": "2.14.1", "se_inject": "0.1.0"},
         artifacts=(Artifact("model.safetensors", "ab" * 32, 46_852_416), Artifact("plan.json", "cd" * 32, 512)),
-        rewritten={"SEBasicBlock (tiny)": "def forward(self, x):\n\treturn self.se(self.bn2(x)) + x  # `s`\n"},
+        rewritten={"SEBasicBlock (tiny)": Rewrite(METHOD.format("self.bn2(x)"), METHOD.format("self.se(self.bn2(x))"))},
     )
 
 
@@ -148,7 +154,7 @@ def test_golden_plan(golden: Golden) -> None:
 def test_json_round_trip() -> None:
     report = sample()
     assert from_json(to_json(report)) == report
-    assert json.loads(to_json(report))["schema"] == 1
+    assert json.loads(to_json(report))["schema"] == 2
 
 
 def test_json_is_stable() -> None:
@@ -175,7 +181,7 @@ def changed(path: str, value: Any) -> str:
         ("{", "not JSON"),
         ("[]", "schema None"),
         ("[" * 100_000, "not JSON"),
-        (changed("schema", 2), "schema 2, this version reads 1"),
+        (changed("schema", 3), "schema 3, this version reads 2"),
         (changed("more", 1), "unknown field 'more'"),
         (changed("before.macs", "1"), "before.macs: expected int"),
         (changed("before.macs", 2**63), "too large"),
@@ -347,7 +353,11 @@ def evil(text: str) -> Report:
     bad = site(text, 64, cls=text, note=text)
     decisions = (insert(bad, 8, text), *(Decision(site(text + str(i), 3), "skip", text) for i in range(2)))
     plan = replace(
-        report.plan, model=text, inputs={"args": [text], "kwargs": {text: 1}}, decisions=decisions, notes=(text,)
+        report.plan,
+        model=text,
+        inputs=InputSpec(arguments=(Argument("0", value=text), Argument(text, value=1))),
+        decisions=decisions,
+        notes=(text,),
     )
     cost = SiteCost(bad.id, 0, 0, 0, 0)
     return Report(
@@ -359,7 +369,7 @@ def evil(text: str) -> Report:
         source={text: text, "b": [text]},
         versions={text: text},
         artifacts=(Artifact(text, text, 1),),
-        rewritten={text: f"# {text}\n"},
+        rewritten={text: Rewrite("", f"# {text}\n")},
     )
 
 
@@ -439,7 +449,7 @@ def test_reports_meet_the_schema() -> None:
         jsonschema.validate(json.loads(to_json(report)), schema())
         jsonschema.validate(to_dict(report.plan), schema(Plan))
     data = to_dict(real)
-    for change in ({"more": 1}, {"schema": 2}, {"gates": [{"block": 1}]}):
+    for change in ({"more": 1}, {"schema": 1}, {"gates": [{"block": 1}]}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate({**data, **change}, schema())
 

@@ -286,7 +286,7 @@ def site(path: str, placement: str = "standard", **fields: Any) -> Site:
     ],
 )
 def test_patterns(pattern: str, taken: bool) -> None:
-    found = site("layer3.0", carrier=Carrier("callee", "layer3.0.relu", "se"))
+    found = site("layer3.0", carrier=Carrier("wrap_output", "layer3.0.relu", "se"))
     assert matches(pattern, names_of(found)) is taken
 
 

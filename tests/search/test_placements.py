@@ -87,7 +87,7 @@ def test_every_placement_has_a_description() -> None:
 
 def test_pre_takes_the_branch_and_not_the_shortcut() -> None:
     model = se_inject.inject(Basic(), SIZE, "pre").model
-    assert "self.conv1(self.se(x))" in type(model).se_source
+    assert "self.conv1(self.se(x))" in type(model).se_rewrite.after
     assert none(Chain(), "pre")
 
 
@@ -97,7 +97,7 @@ def test_pre_with_a_shortcut_that_is_passed_in() -> None:
 
 
 def test_post_is_behind_the_activation() -> None:
-    assert "self.se(self.relu(" in type(se_inject.inject(Basic(), SIZE, "post").model).se_source
+    assert "self.se(self.relu(" in type(se_inject.inject(Basic(), SIZE, "post").model).se_rewrite.after
     assert none(Chain(), "post")
 
 
@@ -113,7 +113,7 @@ def test_post_of_an_augmented_assignment() -> None:
             return y
 
     result = se_inject.inject(Block(), SIZE, "post")
-    assert "y += x; y = self.se(y)" in type(result.model).se_source
+    assert "y += x; y = self.se(y)" in type(result.model).se_rewrite.after
 
 
 @pytest.mark.parametrize("net", [Basic, Projection])
@@ -139,7 +139,7 @@ def test_identity_where_the_shortcut_is_the_target_of_an_assignment() -> None:
             return x
 
     result = se_inject.inject(Block(), SIZE, "identity")
-    assert "x = self.se(x); x += y" in type(result.model).se_source
+    assert "x = self.se(x); x += y" in type(result.model).se_rewrite.after
 
 
 def test_identity_where_the_assignment_reads_its_target_is_refused() -> None:
@@ -173,7 +173,7 @@ def test_early_is_in_front_of_the_spatial_convolution() -> None:
     result = se_inject.inject(randomise(Dark().eval()), SIZE, "early")
     (insertion,) = result.plan.insertions
     assert (insertion.site.id, insertion.site.channels, insertion.site.kernel) == (":early", 4, (3, 3))
-    assert "self.b(self.se(self.a(x)))" in type(result.model).se_source
+    assert "self.b(self.se(self.a(x)))" in type(result.model).se_rewrite.after
     assert all(check.passed for check in result.report.checks)
     with pytest.raises(se_inject.RulesError, match="already gated by se"):
         se_inject.plan(result.model, SIZE, "early")
@@ -192,7 +192,10 @@ def test_conv_is_behind_norm_and_activation() -> None:
 
 def test_concat_once_for_each_block() -> None:
     assert places(Branches(), "concat") == [":concat"]
-    assert "self.se(torch.cat([self.a(x), b], 1))" in type(se_inject.inject(Branches(), SIZE, "concat").model).se_source
+    assert (
+        "self.se(torch.cat([self.a(x), b], 1))"
+        in type(se_inject.inject(Branches(), SIZE, "concat").model).se_rewrite.after
+    )
     assert none(SkipConcat(), "concat")
     assert none(Basic(), "concat")
 
@@ -200,7 +203,7 @@ def test_concat_once_for_each_block() -> None:
 def test_concat_is_behind_the_convolution_that_fuses() -> None:
     result = se_inject.inject(OneShot(), SIZE, "concat")
     assert result.plan.insertions[0].site.channels == 8
-    assert "self.se(self.fuse(" in type(result.model).se_source
+    assert "self.se(self.fuse(" in type(result.model).se_rewrite.after
 
 
 def test_sum_of_parallel_branches() -> None:
@@ -217,7 +220,7 @@ def test_stage_is_where_the_resolution_drops() -> None:
 
 def test_input_is_before_the_first_operation() -> None:
     result = se_inject.inject(Stages(), SIZE, "input")
-    assert "self.one(self.stn(x))" in type(result.model).se_source
+    assert "self.one(self.stn(x))" in type(result.model).se_rewrite.after
     assert none(Basic(), "input")  # a block uses its input twice
 
 
@@ -235,7 +238,7 @@ def test_a_second_run_finds_it_gated_or_stacks_on_purpose() -> None:
         se_inject.inject(once, SIZE, "standard")
     twice = se_inject.inject(once, SIZE, {"placement": "standard", "again": True})
     assert [d.key for d in twice.plan.insertions] == ["se_1"]
-    assert "self.se_1(self.se(" in type(twice.model).se_source
+    assert "self.se_1(self.se(" in type(twice.model).se_rewrite.after
     assert type(se_inject.remove(twice.model)) is Basic
 
 

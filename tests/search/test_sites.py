@@ -558,9 +558,9 @@ class Loop(Net):
 @pytest.mark.parametrize(
     ("layers", "carrier"),
     [
-        ((conv(8, 8), nn.ReLU(), nn.Tanh()), Carrier("callee", "layers.2", "se")),
+        ((conv(8, 8), nn.ReLU(), nn.Tanh()), Carrier("wrap_output", "layers.2", "se")),
         ((unit(8, 8), body(8, 8)), Carrier("append", "layers.1", "se")),
-        ((unit(8, 8), MBConv()), Carrier("callee", "layers.1", "se")),
+        ((unit(8, 8), MBConv()), Carrier("wrap_output", "layers.1", "se")),
     ],
 )
 def test_a_loop_goes_to_the_child(layers: tuple[nn.Module, ...], carrier: Carrier) -> None:

@@ -307,7 +307,7 @@ def test_a_function_of_the_module_as_forward() -> None:
     assert inspect.getsource(type(after).forward) == (
         "    def outside(self, x):\n        return F.relu(x + self.se(self.bn2(self.conv2(self.first(x)))))\n"
     )
-    assert type(after).se_source.endswith("    forward = outside\n")
+    assert type(after).se_rewrite.after.endswith("    forward = outside\n")
 
 
 class Alias(Layers):
@@ -542,10 +542,10 @@ def test_a_lambda_is_wrapped_by_all_of_its_blocks() -> None:
     from se_inject.types import Carrier
 
     model = nn.Sequential(nn.Conv2d(3, 8, 1), Lambda()).eval()
-    plan = by_hand(model, Carrier("callee", "1", "se"), Carrier("callee", "1", "se_1"))
+    plan = by_hand(model, Carrier("wrap_output", "1", "se"), Carrier("wrap_output", "1", "se_1"))
     after = open_gates(se_inject.apply(model, plan))
     assert isinstance(after[1], Lambda)
-    assert "return self.se_1(self.se(super().forward(*args, **kwargs)))" in type(after[1]).se_source
+    assert "return self.se_1(self.se(super().forward(*args, **kwargs)))" in type(after[1]).se_rewrite.after
     y = model(image())
     assert torch.equal(after(image()), after[1].se_1(after[1].se(y)))
     assert not torch.equal(after(image()), after[1].se(y))
@@ -584,4 +584,4 @@ def test_golden_source(name: str, golden: Callable[[str, str], None]) -> None:
     block = se_inject.apply(model, plan).get_submodule(path)
     cls = type(block)
     assert one_call_more(cls, cls.__mro__[1]) == [line]
-    golden(name, vars(cls)["se_source"])
+    golden(name, vars(cls)["se_rewrite"].after)

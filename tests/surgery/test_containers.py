@@ -52,7 +52,7 @@ def test_behind_a_dense_block() -> None:
     result = inject(model, "concat", SIZE)
     assert all(check.passed for check in result.report.checks), result.report.checks
     assert [d.key for d in result.plan.insertions] == ["features.denseblock1_se", "features.denseblock2_se"]
-    assert {d.site.carrier.kind for d in result.plan.insertions if d.site.carrier} == {"after"}
+    assert {d.site.carrier.kind for d in result.plan.insertions if d.site.carrier} == {"sequential_after"}
     features = list(result.model.features._modules)
     assert features[features.index("denseblock1") + 1] == "denseblock1_se"
     assert [name for name in features if not name.endswith("_se")] == list(model.features._modules)

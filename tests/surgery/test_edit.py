@@ -271,4 +271,4 @@ def test_generated_source_is_the_rewritten_method() -> None:
     text, digest = method_source(Bottleneck.forward.__code__)
     place = at(text, "self.bn3(out)", digest=digest)
     cls = generated(Bottleneck, (Edit("se", place),))
-    assert vars(cls)["se_source"] == f"class SEBottleneck(Bottleneck):\n{rewrite(text, (Edit('se', place),))}"
+    assert vars(cls)["se_rewrite"].after == f"class SEBottleneck(Bottleneck):\n{rewrite(text, (Edit('se', place),))}"

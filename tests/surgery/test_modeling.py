@@ -156,7 +156,7 @@ def own(tmp_path: Path) -> Iterator[Any]:
 
 
 def test_without_se_inject(own: Any, tmp_path: Path) -> None:
-    """For a slot and a rewritten class of timm, for callees of torchvision, for a factory."""
+    """For a slot and a rewritten class of timm, for wrapped outputs of torchvision, for a factory."""
     models: dict[str, tuple[nn.Module, str, Any, tuple[int, ...]]] = {
         "timm": (
             timm.create_model("mobilenetv2_035", num_classes=7),
@@ -309,7 +309,7 @@ class Lambda(Layers):
 def test_a_wrapped_forward() -> None:
     """Its ``super()`` is the base of the generated class, and stays as it is."""
     model = net(Lambda)
-    plan = by_hand(model, Carrier("callee", "blocks.0", "se"), Carrier("callee", "blocks.0", "se_1"))
+    plan = by_hand(model, Carrier("wrap_output", "blocks.0", "se"), Carrier("wrap_output", "blocks.0", "se_1"))
     after = open_gates(se_inject.apply(model, plan))
     text = render(model, plan)
     assert "return self.se_1(self.se(super().forward(*args, **kwargs)))" in text
@@ -318,9 +318,9 @@ def test_a_wrapped_forward() -> None:
     assert torch.equal(again(image()), after(image()))
 
 
-def test_a_callee_of_torch() -> None:
+def test_a_wrapped_output_of_torch() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()).eval()
-    plan = by_hand(model, Carrier("callee", "1", "se"))
+    plan = by_hand(model, Carrier("wrap_output", "1", "se"))
     text = render(model, plan)
     assert "from torch.nn.modules.activation import ReLU\n" in text
     again = executed(text).build(model=copy.deepcopy(model))

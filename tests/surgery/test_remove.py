@@ -76,9 +76,9 @@ def test_remove_undoes_inject(kind: type[nn.Module], init: str) -> None:
     assert result.model.get_submodule(result.plan.insertions[0].key)  # a copy was changed, not this
 
 
-def test_callees_and_last_children() -> None:
+def test_wrapped_outputs_and_last_children() -> None:
     model = randomise(Chain()).eval()
-    plan = by_hand(model, Carrier("callee", "features.2", "se"), Carrier("append", "features", "se"))
+    plan = by_hand(model, Carrier("wrap_output", "features.2", "se"), Carrier("append", "features", "se"))
     back = se_inject.remove(se_inject.apply(model, plan))
     assert describe(back) == describe(model) and equal(back, model)
 

@@ -1,4 +1,4 @@
-"""What ``apply`` does to a model: slots, own sources, callees, graphs; and what it leaves alone."""
+"""What ``apply`` does to a model: slots, own sources, wrapped outputs, graphs; and what it leaves alone."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_mobilenet_v2_inner_sites_are_carried_by_the_activation() -> None:
     result = inject(model, "inner", size=(3, 64, 64))
     assert len(result.plan.insertions) == 17
     kinds = {kind for kind, _ in carriers(result)}
-    assert kinds <= {"append", "callee"}
+    assert kinds <= {"append", "wrap_output"}
     old, new = model.state_dict(), result.model.state_dict()
     assert list(new.keys() - old.keys()) and not old.keys() - new.keys()
     assert all(torch.equal(value, new[key]) for key, value in old.items())
@@ -183,13 +183,13 @@ def test_efficientnet_keeps_its_own_gates_and_gets_none_beside_them() -> None:
     assert torch.equal(result.model(image(size=(3, 64, 64))), model(image(size=(3, 64, 64))))
 
 
-# -- callees --------------------------------------------------------------------------------------------------------
+# -- wrapped outputs ------------------------------------------------------------------------------------------------
 def test_a_relu_in_a_sequential_carries_the_block() -> None:
     model = randomise(Chain()).eval()
-    plan = by_hand(model, Carrier("callee", "features.2", "se"), Carrier("callee", "features.5", "se"))
+    plan = by_hand(model, Carrier("wrap_output", "features.2", "se"), Carrier("wrap_output", "features.5", "se"))
     after = open_gates(se_inject.apply(model, plan))
     assert type(after.features[2]).__name__ == "SEReLU" and isinstance(after.features[2], nn.ReLU)
-    assert "result = self.se(F.relu(" in type(after.features[2]).se_source.replace("return ", "result = ")
+    assert "result = self.se(F.relu(" in type(after.features[2]).se_rewrite.after.replace("return ", "result = ")
     assert len(after.features) == 6 and [type(m) for m in after.features[:2]] == [nn.Conv2d, nn.BatchNorm2d]
     assert all(key.startswith("features.") for key in after.state_dict().keys() - model.state_dict().keys())
     x = image()
@@ -207,7 +207,7 @@ def test_vgg16_bn() -> None:
         nn.init.normal_(parameter, std=0.05)
     relus = [i for i, m in enumerate(model.features) if isinstance(m, nn.ReLU)]
     channels = [model.features[i - 2].out_channels for i in relus]
-    plan = by_hand(model, *[Carrier("callee", f"features.{i}", "se") for i in relus])
+    plan = by_hand(model, *[Carrier("wrap_output", f"features.{i}", "se") for i in relus])
     decisions = tuple(
         replace(d, site=replace(d.site, channels=c), kwargs={**d.kwargs, "channels": c})
         for d, c in zip(plan.decisions, channels, strict=True)
@@ -235,9 +235,9 @@ class Unreadable(nn.Module):
     exec("def forward(self, x):\n    return x.relu()\n")
 
 
-def test_a_callee_without_source_is_wrapped() -> None:
+def test_a_wrapped_output_without_source_is_wrapped() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), Unreadable()).eval()
-    after = open_gates(se_inject.apply(model, by_hand(model, Carrier("callee", "1", "se"))))
+    after = open_gates(se_inject.apply(model, by_hand(model, Carrier("wrap_output", "1", "se"))))
     assert isinstance(after[1], Unreadable)
     assert torch.equal(after(image()), after[1].se(model(image())))
 

@@ -72,7 +72,7 @@ def test_an_insertion_on_one_of_two_paths_is_said_in_the_plan() -> None:
 
 # -- what stands in the way -------------------------------------------------------------------------------------------
 class Tanh(Layers):
-    """The end of its branch is no module, so that no callee can carry the block instead."""
+    """The end of its branch is no module, so that no wrapped output can carry the block instead."""
 
     def forward(self, x):
         return F.relu(x + torch.tanh(self.conv2(self.first(x))))
@@ -231,8 +231,8 @@ def test_a_batch_norm_does_not_carry_a_block() -> None:
     """``convert_sync_batchnorm`` and fusion would replace it, and the block would be gone without a word: the layer
     that takes the value carries it."""
     result = inject(Plain().eval(), "inner")
-    assert result.plan.insertions[0].site.carrier.kind == "taker"
-    assert "input = self.se(input)" in type(result.model.layers[4]).se_source
+    assert result.plan.insertions[0].site.carrier.kind == "wrap_input"
+    assert "input = self.se(input)" in type(result.model.layers[4]).se_rewrite.after
     model = open_gates(result.model)
     synced = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
     assert torch.equal(synced(image()), model(image()))

@@ -175,10 +175,10 @@ def test_the_model_given_is_left_as_it_was() -> None:
     [
         ("timm:test_resnet", "auto", "slot"),
         ("timm:test_vit", "standard", "source"),
-        ("torchvision:shufflenet_v2_x0_5", "auto", "taker"),
+        ("torchvision:shufflenet_v2_x0_5", "auto", "wrap_input"),
         pytest.param("torchvision:mobilenet_v2", "auto", "append", marks=pytest.mark.slow),
-        pytest.param("torchvision:densenet121", "concat", "after", marks=pytest.mark.slow),
-        pytest.param("torchvision:vgg11_bn", "conv", "callee", marks=pytest.mark.slow),
+        pytest.param("torchvision:densenet121", "concat", "sequential_after", marks=pytest.mark.slow),
+        pytest.param("torchvision:vgg11_bn", "conv", "wrap_output", marks=pytest.mark.slow),
     ],
 )
 def test_every_way_to_insert_can_be_pruned(name: str, placement: str, kind: str) -> None:

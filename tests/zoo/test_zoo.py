@@ -163,7 +163,7 @@ def test_inner_sites_of_mobilenet_v2() -> None:
 def test_sites_of_efficientnet(name: str, blocks: int, shortcuts: int) -> None:
     plan = planned(name, "standard")
     assert len(plan.insertions) == shortcuts  # asked for by name, it is taken, gates inside or not
-    assert all(d.site.holds for d in plan.insertions)
+    assert all(d.site.gate_on_branch for d in plan.insertions)
     with pytest.raises(se_inject.RulesError, match="already gated"):
         planned(name, "inner")
     assert len(planned(name, {"placement": "inner", "again": True}).insertions) == blocks

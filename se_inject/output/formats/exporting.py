@@ -163,5 +163,5 @@ def label(plan: Plan, exported: Exported) -> dict[str, str]:
         "blocks": str(len(plan.insertions)),
         "sizes": in_words(exported.free),
         "free": json.dumps(exported.free),
-        "inputs": json.dumps(exported.inputs.describe(), sort_keys=True),
+        "inputs": str(exported.inputs),
     }

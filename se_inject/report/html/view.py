@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,7 +13,7 @@ from se_inject.report import tables
 from se_inject.report.html import charts, diagram
 from se_inject.report.html.graph import graph
 from se_inject.report.html.methods import Line, diff
-from se_inject.types import Decision, Plan, Report, Site, SiteCost
+from se_inject.types import Decision, Plan, Report, Rewrite, Site, SiteCost
 
 WEIGHTS = "model.safetensors"
 WIDTHS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -22,9 +21,9 @@ CARRIED = {
     "slot": "An attribute that the forward already calls, and that was empty, is filled: the source stays as it is.",
     "source": "One call is inserted in the class's own method, in a generated subclass.",
     "append": "The block becomes the last child of the Sequential: the source stays as it is.",
-    "after": "The block becomes a child of the Sequential, behind the one that makes the value.",
-    "callee": "What the forward of the module returns goes through the block, in a generated subclass.",
-    "taker": "The module that takes the value gates it first, in a generated subclass.",
+    "sequential_after": "The block becomes a child of the Sequential, behind the one that makes the value.",
+    "wrap_output": "What the forward of the module returns goes through the block, in a generated subclass.",
+    "wrap_input": "The module that takes the value gates it first, in a generated subclass.",
     "graph": "A node is spliced into the GraphModule, which has no source of its own.",
 }
 MEASURES: tuple[tuple[str, str, Callable[[int], str]], ...] = (
@@ -88,7 +87,7 @@ def context(report: Report) -> dict[str, Any]:
     return {
         "plan": plan,
         "headline": tables.headline(plan),
-        "convention": f"{tables.CONVENTION} {tables.inputs(plan)}.",
+        "convention": f"{tables.CONVENTION} {plan.inputs}.",
         "exactly": f"{_added(report, 'parameters'):,} parameters, {_added(report, 'macs'):,} MACs",
         "uncounted": tables.uncounted(report),
         "totals": [row for row in tables.total_rows(report.before, report.after) if row.name != "FLOPs"],
@@ -133,8 +132,8 @@ def _checkpoint(report: Report) -> tables.TotalRow | None:
             "checkpoint", tables.size(given), tables.size(after), f"{sign}{tables.size(after - given)}",
             tables.percent(given, after),
         )  # fmt: skip
-    dtype = re.match(r"\w+", tables.inputs(report.plan))
-    width = WIDTHS.get(dtype[0], 0) if dtype else 0
+    dtype = next((argument.dtype for argument in report.plan.inputs.arguments if argument.dtype), "")
+    width = WIDTHS.get(dtype, 0)
     if after is None or not width:
         return None
     added = _added(report, "parameters") * width
@@ -191,17 +190,16 @@ def _chart(plan: Plan, costs: Sequence[SiteCost], name: str, field: str, unit: C
     return Chart(name, unit(total), stages, charts.columns(bars, f"{name} added by each site, in order"), unit(top))
 
 
-def _source_of(cls: str, names: set[str], sources: dict[str, str]) -> str:
+def _source_of(cls: str, names: set[str], sources: dict[str, Rewrite]) -> str:
     """Key of the class's generated source; where there are variants of it, of one that calls all of the children."""
     keys = [key for key in sources if key.partition(" (")[0] == f"SE{cls}"]
-    fitting = (key for key in keys if all(f"self.{name}(" in sources[key] for name in names))
+    fitting = (key for key in keys if all(f"self.{name}(" in sources[key].after for name in names))
     return next(fitting, keys[0] if keys else "")
 
 
 def _changes(report: Report) -> tuple[list[Change], list[tuple[str, tuple[Line, ...]]]]:
     """Every distinct change, and the generated sources that belong to none of them."""
     left = dict(sorted(report.rewritten.items()))
-    inside = {d.site.carrier.name for d in report.plan.insertions if d.site.carrier}
     changes = []
     for (cls, kind, placement, block), group in tables.changes(report.plan.insertions).items():
         names = {d.site.carrier.name for d in group if d.site.carrier}
@@ -212,7 +210,7 @@ def _changes(report: Report) -> tuple[list[Change], list[tuple[str, tuple[Line, 
                 cls, placement, len(group), group[0].site.id, CARRIED.get(kind, ""),
                 diagram.placement(placement, block, after=False), diagram.placement(placement, block),
                 graph(nodes, after=False) if nodes else Markup(""), graph(nodes) if nodes else Markup(""),
-                key, diff(left.pop(key), names) if key else (),
+                key, diff(left.pop(key)) if key else (),
             )
         )  # fmt: skip
-    return changes, [(key, diff(source, inside)) for key, source in left.items()]
+    return changes, [(key, diff(source)) for key, source in left.items()]
