@@ -151,9 +151,7 @@ def data() -> str:
     found = [item for item in _public().values() if inspect.isclass(item) and not issubclass(item, Exception)]
     inside = ("Decision", "Site", "Carrier", "Position", "InputSpec", "Argument", "SiteCost", "Check", "Rewrite",
               "GraphNode", "Artifact", "Baseline", "Pruned")  # fmt: skip
-    return "
-
-".join(map(_data, (*found, *(getattr(types, name) for name in inside))))
+    return "\n\n".join(map(_data, (*found, *(getattr(types, name) for name in inside))))
 
 
 def errors() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import fx, nn
 from se_inject.checks import trained
 from se_inject.checks.cost import measure
 from se_inject.checks.gates import Gates, statistics
+from se_inject.copying import independent_copy
 from se_inject.errors import SEInjectError
 from se_inject.guard import unwrap
 from se_inject.injection.graph import whole
@@ -157,7 +157,7 @@ def load(out: str | Path, model: nn.Module | None = None) -> nn.Module:
     ``timm:`` and ``torchvision:`` models are built here; for others pass a fresh base model as ``model``, which is not
     changed. ``modeling.py`` is never imported. Raises ``LoadError``, ``PlanMismatchError``.
     """
-    return store.load(Path(out), copy.deepcopy(model) if model is not None else None)
+    return store.load(Path(out), independent_copy(model, {}) if model is not None else None)
 
 
 def save_adapter(model: nn.Module, out: str | Path, *, changed: bool = False, force: bool = False) -> None:

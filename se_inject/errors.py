@@ -18,6 +18,10 @@ class TraceError(SEInjectError):
     """The model could not be run on the example inputs."""
 
 
+class CopyError(TraceError):
+    """A copy of the model would not be independent of it."""
+
+
 class RulesError(SEInjectError):
     """The rules are malformed, or they select nothing."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import fx, nn
 
@@ -27,9 +30,21 @@ def inside(model: nn.Module) -> nn.Module:
     """The model inside compiled, data-parallel and averaged wrappers."""
     if not isinstance(model, nn.Module):
         raise SEInjectError(f"expected an nn.Module, found {type(model).__name__}.")
-    while wrapper := next((n for n in map(_name, type(model).__mro__) if n in WRAPPERS), ""):
-        model = getattr(model, WRAPPERS[wrapper])
+    while attribute := wrapped_in(model):
+        model = getattr(model, attribute)
     return model
+
+
+def wrapped_in(model: nn.Module) -> str:
+    """The attribute in which a wrapper holds its model; empty for all else."""
+    return next((WRAPPERS[name] for name in map(_name, type(model).__mro__) if name in WRAPPERS), "")
+
+
+def eager() -> AbstractContextManager[object]:
+    """Compiled code runs as it was written meanwhile."""
+    if "torch._dynamo" not in sys.modules:  # nothing can be compiled, and to import it takes seconds
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -33,6 +33,7 @@ from torch.utils.flop_counter import flop_registry
 
 from se_inject.checks.elementwise import ELEMENTWISE, MOVES, Formula, moves, per_input, per_output
 from se_inject.errors import PlanMismatchError, TraceError, closest
+from se_inject.guard import eager
 from se_inject.inputs import Inputs, resolve
 from se_inject.trace.skeleton import share, skeleton, to_meta
 from se_inject.types import Cost, Plan, SiteCost
@@ -142,7 +143,7 @@ def _forward(model: nn.Module, inputs: Inputs, watch: Iterable[str]) -> tuple[Ta
         module = model.get_submodule(path)
         module.register_forward_pre_hook(lambda *_, tally=tally: count.open.append(tally))
         module.register_forward_hook(lambda *_, tally=tally: count.open.remove(tally), always_call=True)
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), count:
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), eager(), count:
         model.eval()(*inputs.args, **inputs.kwargs)
     return count.open[0], watched
 

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from se_inject.errors import TraceError
+from se_inject.guard import eager
 from se_inject.inputs import Inputs, dtype_of, from_shape
 from se_inject.random_state import forked_rng
 from se_inject.types import Baseline
@@ -142,7 +143,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
     So are attributes in which a forward left tensors (RAFT's pyramid): with their history they could not be copied.
 
-    What ``Module.compile()`` made is set aside meanwhile: the checks run the code itself.
+    What was compiled is set aside meanwhile: the checks run the code itself.
     """
     modes = [(module, module.training) for module in model.modules()]
     held = [(module._buffers, dict(module._buffers)) for module in model.modules()]
@@ -152,7 +153,8 @@ def preserved(model: nn.Module) -> Iterator[None]:
     for module, _ in compiled:
         module._compiled_call_impl = None
     try:
-        yield
+        with eager():
+            yield
     finally:
         for module, call in compiled:
             module._compiled_call_impl = call

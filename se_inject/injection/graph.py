@@ -11,6 +11,7 @@ from torch import fx, nn
 from se_inject.checks.reference import Run, first_line, run
 from se_inject.checks.verify import same
 from se_inject.errors import TraceError
+from se_inject.guard import eager
 from se_inject.inputs import Inputs
 from se_inject.trace.skeleton import to_meta
 
@@ -47,7 +48,7 @@ def whole(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
         raise TraceError(f"{type(model).__name__} cannot be run on the example inputs: {want.failure}.")
     for name, make in MAKERS.items():
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), eager():
                 warnings.simplefilter("ignore")  # the makers warn of what the comparison finds out
                 made = make(model, inputs)
         except Exception as error:  # whatever a foreign forward raises

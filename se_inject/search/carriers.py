@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ast
 import copy
+import inspect
 import operator
 from collections import Counter
 from dataclasses import replace
+from types import MethodType
 from typing import Any
 
 from torch import fx, nn
@@ -151,7 +153,7 @@ def _wrap_output(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | Non
         if result(call) is node and type(call.module).forward is nn.Sequential.forward:
             return Carrier("append", call.path, free_name(index, call.module)), ""
         return _wrap_input(index, call, node)
-    if type(module).forward is nn.Sequential.forward and "forward" not in module.__dict__:
+    if type(module).forward is nn.Sequential.forward and follows_class(module):
         return Carrier("append", path, free_name(index, module)), ""
     if reason := _unfit(module):
         return None, reason
@@ -182,11 +184,21 @@ def _wrap_input(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None
     return Carrier("wrap_input", user_path, free_name(index, module)), ""
 
 
+def follows_class(module: nn.Module) -> bool:
+    """Whether the module runs the forward of its class, directly or under decorators set on the instance."""
+    forward = module.__dict__.get("forward")
+    if forward is None:
+        return True
+    forward = inspect.unwrap(forward, stop=lambda inner: isinstance(inner, MethodType))
+    own = inspect.getattr_static(type(module), "forward")
+    return isinstance(forward, MethodType) and forward.__self__ is module and forward.__func__ is own
+
+
 def _unfit(module: nn.Module) -> str:
     """Why a module cannot become an instance of a generated class."""
     name = type(module).__name__
-    if "forward" in module.__dict__ or isinstance(module, fx.GraphModule):
-        return f"forward is set on the instance of {name}"
+    if not follows_class(module) or isinstance(module, fx.GraphModule):
+        return f"forward is set on the instance of {name}, and is not its class's: give it in a subclass"
     if parametrize.is_parametrized(module):
         return f"{name} is parametrized: its class is torch's own until the parametrization is removed"
     return ""

@@ -18,8 +18,9 @@ from typing import Any
 from torch import nn
 
 from se_inject.errors import PlanMismatchError, SpliceError
+from se_inject.object_graph import content
 from se_inject.surgery.edit import Edit, indented, is_name, returned, rewrite
-from se_inject.trace.source import content, current_code, foreign_decorator, method_source, parse, self_name
+from se_inject.trace.source import current_code, foreign_decorator, method_source, parse, self_name
 from se_inject.types import Rewrite
 
 _CLASSES: dict[tuple[type, tuple[Edit, ...]], type] = {}
@@ -221,7 +222,8 @@ def _redecorate(original: Any, inner: Any, new: Any) -> Any:
     )
     again = FunctionType(original.__code__, original.__globals__, original.__name__, original.__defaults__, cells)
     again.__kwdefaults__ = original.__kwdefaults__
-    again.__dict__.update(original.__dict__)  # marks that decorators leave, such as autocast's
+    marks = original.__dict__.items()  # that decorators leave, such as autocast's
+    again.__dict__.update((name, wrapped if mark is original.__wrapped__ else mark) for name, mark in marks)
     functools.update_wrapper(again, wrapped)
     return again
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import fx, nn
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
 from se_inject.blocks.make import make_block
+from se_inject.copying import independent_copy
 from se_inject.errors import PlanMismatchError, SpliceError
+from se_inject.object_graph import held
+from se_inject.surgery.bound_methods import set_classes
 from se_inject.surgery.classes import generated, is_generated
 from se_inject.surgery.edit import Edit, is_name
 from se_inject.surgery.fingerprint import fingerprint
-from se_inject.trace.skeleton import tensors
 from se_inject.types import REWRITTEN, Decision, Plan
 
 RECORD = "_se_inject"  # attribute of the root: what was done, so that `remove` can undo it
@@ -33,13 +34,11 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     try:
         for decision in plan.insertions:
             records.append(_insert(model, decision, plan.seed))
-        for path, cls in classes.items():
-            _module(model, path).__class__ = cls
+        set_classes(model, classes)
         for path in dict.fromkeys(_carrier(d).path for d in plan.insertions if _carrier(d).kind == "graph"):
             _splice_graph(_module(model, path), [d for d in plan.insertions if _carrier(d).path == path])
     except BaseException:
-        for path, original in before.items():
-            _module(model, path).__class__ = original
+        set_classes(model, before)
         for record in reversed(records):
             _take_out(model, record)
         raise
@@ -55,7 +54,9 @@ def _copy(model: nn.Module) -> nn.Module:
 
     What a forward with gradients left in an attribute (RAFT's pyramid) has no deep copy: it goes without its history.
     """
-    new = copy.deepcopy(model, {id(t): t.detach().clone() for t in tensors(model) if t.grad_fn is not None})
+    old = held(model)
+    memo = {key: tensor.detach().clone() for key, tensor in old.tensors.items() if tensor.grad_fn is not None}
+    new: nn.Module = independent_copy(model, memo, old)
     if RECORD in model.__dict__:
         _remember(new, model.__dict__[RECORD])
     return new
@@ -120,9 +121,9 @@ def remove_last(model: nn.Module) -> None:
     last = [record for record in records if record["run"] == records[-1]["run"]]
     for record in reversed(last):
         _take_out(model, record)
-    for path in dict.fromkeys(record["path"] for record in last if record["kind"] in REWRITTEN):
-        carrier: Any = _module(model, path)
-        carrier.__class__ = type(carrier).se_base
+    rewritten = dict.fromkeys(record["path"] for record in last if record["kind"] in REWRITTEN)
+    classes: dict[str, Any] = {path: type(_module(model, path)) for path in rewritten}
+    set_classes(model, {path: cls.se_base for path, cls in classes.items()})
     rest = records[: len(records) - len(last)]
     if rest:
         _remember(model, rest)

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
+from se_inject.guard import wrapped_in
 from se_inject.inputs import Inputs
 from se_inject.trace.skeleton import tensors
 
@@ -71,7 +72,7 @@ class Names:
 
 def is_leaf(module: nn.Module) -> bool:
     """torch.nn's own modules are single nodes; containers and everybody else's classes are looked into."""
-    if isinstance(module, (*CONTAINERS, fx.GraphModule)):
+    if isinstance(module, (*CONTAINERS, fx.GraphModule)) or wrapped_in(module):
         return False
     cls = type(module)
     if parametrize.is_parametrized(module):  # its class was made by torch; what it was is one up

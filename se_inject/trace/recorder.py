@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._device import _device_constructors
 
+from se_inject.guard import eager
 from se_inject.inputs import Inputs
 from se_inject.trace.calls import Call, Names, is_leaf
 from se_inject.trace.records import KEY, NodeRecord, record_of
@@ -47,7 +48,7 @@ def record(names: Names, module: nn.Module, inputs: Inputs, within: Collection[n
             handles.append(child.register_forward_pre_hook(recorder.enter, with_kwargs=True))
             # Called after an exception too: a forward may catch it and go on.
             handles.append(child.register_forward_hook(recorder.leave, with_kwargs=True, always_call=True))
-        with torch.inference_mode(False), torch.no_grad(), undisturbed(), recorder:
+        with torch.inference_mode(False), torch.no_grad(), undisturbed(), eager(), recorder:
             module(*inputs.args, **inputs.kwargs)
     finally:
         for handle in handles:

@@ -6,46 +6,25 @@ on meta tensors computes shapes only, in milliseconds.
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
+from se_inject.copying import independent_copy
 from se_inject.errors import TraceError
+from se_inject.object_graph import HOOKS, held
 
-# What a copy must not carry along: the user's hooks would run on it, with their side effects.
-HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
 # transformers hooks its models at their first forward, to collect hidden states, and remembers it in this attribute: a
 # copy without the hooks must forget it, and is hooked anew.
 HOOKED = "_output_capturing_hooks_installed"
-OWN = ("_parameters", "_buffers", "_modules")
 
 
-def tensors(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Every tensor a model holds: parameters, buffers, and plain attributes of its modules, in lists and dicts too."""
-    for module in model.modules():
-        for group in (module._parameters, module._buffers, module.__dict__):
-            for name, value in group.items():
-                if isinstance(value, torch.Tensor):
-                    yield value
-                elif isinstance(value, list | tuple | dict) and name not in OWN:
-                    yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor))
+def tensors(model: nn.Module) -> Iterable[torch.Tensor]:
+    """Every tensor a model holds: parameters, buffers, and those in attributes of any kind and in closures."""
+    return held(model).tensors.values()
 
 
 def to_meta(tensor: torch.Tensor) -> torch.Tensor:
@@ -72,26 +51,21 @@ def skeleton(
     Raises ``TraceError`` when the model holds something that cannot be copied.
     """
     memo: dict[int, Any] = {}
-    for tensor in tensors(model):
-        if id(tensor) not in memo:
-            try:
-                memo[id(tensor)] = keep(tensor)
-            except (RuntimeError, NotImplementedError) as error:  # quantized tensors, for instance
-                raise TraceError(
-                    f"cannot copy {type(model).__name__} to look at it: it holds a tensor of {tensor.dtype} "
-                    f"({tensor.layout}), which has no weightless form. Give the float model."
-                ) from error
-    for module in () if hooks else model.modules():
-        for name in HOOKS:
+    skip = () if hooks else HOOKS
+    old = held(model, skip)
+    for key, tensor in old.tensors.items():
+        try:
+            memo[key] = keep(tensor)
+        except (RuntimeError, NotImplementedError) as error:  # quantized tensors, for instance
+            raise TraceError(
+                f"cannot copy {type(model).__name__} to look at it: it holds a tensor of {tensor.dtype} "
+                f"({tensor.layout}), which has no weightless form. Give the float model."
+            ) from error
+    for module in old.modules.values():
+        for name in skip:
             if name in module.__dict__:
                 memo[id(module.__dict__[name])] = OrderedDict()
-    try:
-        new = copy.deepcopy(model, memo)
-    except Exception as error:  # whatever a foreign __deepcopy__ raises
-        raise TraceError(
-            f"cannot copy {type(model).__name__} to look at it: {type(error).__name__}: {error}. "
-            "A module holds something that copy.deepcopy refuses (a lock, a file, a generator); remove it first."
-        ) from error
+    new: nn.Module = independent_copy(model, memo, old, skip)
     for module in () if hooks else new.modules():
         module.__dict__.pop(HOOKED, None)
     return new

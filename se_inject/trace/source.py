@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from se_inject.object_graph import content
 from se_inject.types import Position
 
 TORCH_DIR = os.path.dirname(torch.__file__) + os.sep  # not torchvision
@@ -133,14 +134,6 @@ def foreign_decorator(function: Any) -> str | None:
             return type(function).__name__ if not isinstance(function, FunctionType) else function.__code__.co_qualname
         function = target
     return None
-
-
-def content(cell: Any) -> Any:
-    """What a closure's cell holds; None while it is empty."""
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return None
 
 
 @functools.lru_cache(maxsize=1024)

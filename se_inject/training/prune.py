@@ -7,7 +7,6 @@ gate is ``max |gate - 1|``. Under `absorb` the norm before the block is doubled 
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +17,7 @@ from se_inject.checks import reference as baseline
 from se_inject.checks import verify
 from se_inject.checks.cost import measure
 from se_inject.checks.gates import statistics
+from se_inject.copying import independent_copy
 from se_inject.errors import SEInjectError, TraceError
 from se_inject.guard import unwrap
 from se_inject.injection.inject import Injection, as_planned, realise
@@ -102,7 +102,7 @@ def _measure(calls: list[torch.Tensor], scale: float) -> Any:
 def _rebuild(model: nn.Module, plan: Plan, inputs: Inputs) -> Injection:
     """A copy of ``model`` with the blocks of ``plan`` alone, which are its own."""
     base = splice.remove(model)
-    kept = copy.deepcopy({d.key: model.get_submodule(d.key) for d in plan.insertions})
+    kept = {d.key: independent_copy(model.get_submodule(d.key), {}) for d in plan.insertions}
     # The inputs are those that the costs are counted for; a head replaced since then is part of the base.
     plan = replace(plan, inputs=inputs.describe(), fingerprint=fingerprint(base))
     planned, tensors = follow_plan(base, inputs, plan), baseline.digests(base)

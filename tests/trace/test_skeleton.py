@@ -12,7 +12,8 @@ import torch
 from torch import fx, nn
 
 from se_inject.errors import TraceError
-from se_inject.trace.skeleton import HOOKED, HOOKS, share, skeleton, tensors, to_meta
+from se_inject.object_graph import HOOKS
+from se_inject.trace.skeleton import HOOKED, share, skeleton, tensors, to_meta
 from tests.nets import NETS, Basic, Functional, conv
 
 
@@ -193,7 +194,7 @@ def test_what_cannot_be_copied_is_said(held: Any) -> None:
     with pytest.raises(TraceError) as error:
         skeleton(net)
     text = str(error.value)
-    assert text.startswith("cannot copy Basic to look at it: TypeError: cannot pickle")
+    assert text.startswith("cannot copy Basic: TypeError: cannot pickle")
     assert "\n" not in text and text.endswith("remove it first.")
 
 
