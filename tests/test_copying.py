@@ -16,7 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import se_inject
+from se_inject.checks.verify import independent
 from se_inject.errors import CopyError, SEInjectError
+from se_inject.inputs import resolve
 from se_inject.object_graph import held
 from tests.nets import NETS
 from tests.tiny import SIZE, Layers, Net, Residual, image, inject, net, open_gates
@@ -343,6 +345,155 @@ class Named(Residual):
 
 def test_an_attribute_called_like_a_global_is_none() -> None:
     assert inject(net(Named)).plan.insertions
+
+
+# -- compiled code and forwards on instances ------------------------------------------------------------------------
+class Decorated(Layers):
+    @compiled
+    def forward(self, x):
+        return F.relu(x + self.conv2(F.relu(self.bn1(self.conv1(self.bn2(x))))))
+
+
+class Counter:
+    """A backend that counts the graphs that it is given."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph: Any, inputs: Any) -> Any:
+        self.graphs += 1
+        return graph.forward
+
+    def __deepcopy__(self, memo: Any) -> Counter:
+        return self
+
+
+COUNTER = Counter()
+
+
+def in_place_of(model: Any, what: str) -> nn.Module:
+    """``model`` with one of its parts compiled, or one forward set on an instance."""
+    block = model.blocks[0]
+    compiled = functools.partial(torch.compile, backend=COUNTER)
+    if what == "a child":
+        model.blocks = compiled(model.blocks)
+    elif what == "a block":
+        model.blocks[0] = compiled(block)
+    elif what == "a block's forward":
+        block.forward = compiled(block.forward)
+    elif what == "the model's forward":
+        model.forward = compiled(model.forward)
+    elif what == "a block in place":
+        block.compile(backend=COUNTER)
+    return model
+
+
+COMPILED = ["a child", "a block", "a block's forward", "the model's forward", "a block in place"]
+
+
+@pytest.mark.parametrize("what", COMPILED)
+def test_what_is_compiled_is_rewritten_inside_and_still_compiled(what: str) -> None:
+    torch._dynamo.reset()
+    x, model = image(), net(n=2)
+    y, before = model(x), COUNTER.graphs
+    model = in_place_of(model, what)
+    result = inject(model)
+    assert COUNTER.graphs == before  # neither the search nor the checks compile
+    assert [d.key.replace("._orig_mod", "") for d in result.plan.insertions] == ["blocks.0.se", "blocks.1.se"]
+    assert torch.equal(result.model(x), y) and COUNTER.graphs > before
+    gated = open_gates(result.model)(x)
+    assert not torch.equal(gated, y) and torch.equal(model(x), y)
+    inject(model, inplace=True)
+    torch._dynamo.reset()  # or it would take what was compiled for the copy
+    before = COUNTER.graphs
+    assert torch.equal(open_gates(model)(x), gated) and COUNTER.graphs > before
+    assert torch.equal(se_inject.remove(model, inplace=True)(x), y)
+
+
+@pytest.mark.parametrize("set_forward", [
+    lambda block: None,
+    lambda block: setattr(block, "forward", block.forward),
+    lambda block: setattr(block, "forward", types.MethodType(Residual.forward, block)),
+], ids=["not set", "bound", "a MethodType"])  # fmt: skip
+def test_the_classs_own_forward_on_an_instance(set_forward: Any) -> None:
+    model, x = net(), image()
+    set_forward(model.blocks[0])
+    result, y = inject(model).model, model(x)
+    assert torch.equal(result(x), y) and not torch.equal(open_gates(result)(x), y)
+    assert torch.equal(model(x), y) and torch.equal(se_inject.remove(result)(x), y)
+
+
+def test_a_compiled_forward_in_the_class() -> None:
+    model, x = net(Decorated), image()
+    y, result = model(x), inject(model)
+    assert torch.equal(result.model(x), y) and not torch.equal(open_gates(result.model)(x), y)
+    assert (
+        type(result.model.blocks[0]).forward._torchdynamo_orig_callable
+        is type(result.model.blocks[0]).forward.__wrapped__
+    )
+
+
+# -- a graph for each mode --------------------------------------------------------------------------------------------
+class Stage(nn.Module):
+    """Its branch is the same in both modes, unless ``other``."""
+
+    def __init__(self, other: bool) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.other = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1), other
+
+    def forward(self, x):
+        y = self.conv1(x)
+        if self.other and self.training:
+            y = F.relu(self.conv2(x))
+        return F.relu(x + F.dropout(self.conv2(y), 0.5, self.training))
+
+
+def extractor(other: bool) -> Any:
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    return create_feature_extractor(Stage(other).eval(), ["relu"]).eval()
+
+
+def test_both_graphs_get_the_block() -> None:
+    model, x = extractor(False), image()
+    y, result = model(x)["relu"], inject(model)
+    (decision,) = result.plan.insertions
+    assert result.model.training is model.training is False
+    for training in (False, True):
+        result.model.train(training)
+        assert [n.target for n in result.model.graph.nodes if n.target == decision.key]
+    for training in (False, True):
+        assert [n.target for n in se_inject.remove(result.model).train(training).graph.nodes] == [
+            n.target for n in model.train(training).graph.nodes
+        ]
+    assert torch.equal(result.model.eval()(x)["relu"], y) and not torch.equal(open_gates(result.model)(x)["relu"], y)
+
+
+@pytest.mark.filterwarnings("ignore:The nodes obtained by tracing")
+def test_what_differs_between_the_graphs_is_a_reason() -> None:
+    with pytest.raises(SEInjectError, match=r"a graph for each mode, and .* is not the same in both"):
+        inject(extractor(True))
+
+
+# -- the check ------------------------------------------------------------------------------------------------------
+def test_the_check_fails_for_what_is_shared() -> None:
+    model, probe = net(), resolve(net(), SIZE)
+    result = inject(model).model
+    assert independent(model, result, probe, 0).passed
+    alias = inject(model).model
+    alias.stem.weight = model.stem.weight
+    view = inject(model).model
+    view.stem.bias = nn.Parameter(model.stem.bias[:])
+    child = inject(model).model
+    child.hidden = [model.fc]
+    run = inject(model).model
+    run.stem.register_forward_hook(lambda module, args, output: LAYER[0](args[0]))
+    LAYER[:] = [model.stem]
+    for wrong, part in ((alias, "stem.weight"), (view, "stem.bias"), (child, "fc"), (run, "stem.weight")):
+        check = independent(model, wrong, probe, 0)
+        assert check.passed is False and check.detail.endswith(f"the first is {part}")
+    assert "independent" in [check.name for check in inject(model).report.checks]
+    assert "independent" not in [check.name for check in inject(model, inplace=True).report.checks]
 
 
 # -- every net of the suite -------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from se_inject.errors import TraceError
 from se_inject.guard import eager
 from se_inject.inputs import Inputs, dtype_of, from_shape
 from se_inject.random_state import forked_rng
+from se_inject.trace.calls import graphs_of
 from se_inject.types import Baseline
 
 SAMPLES = 8
@@ -172,6 +173,8 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 if not buffer.is_meta:
                     buffer.copy_(value)
         for module, mode in modes:
+            if len(graphs_of(module)) > 1 and module.training is not mode:
+                module.train(mode)  # which changes its graph; what is inside comes after it
             module.training = mode
 
 

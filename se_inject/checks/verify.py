@@ -5,18 +5,21 @@ else changed. Each returns a ``Check`` with its figures; modes, buffers, gradien
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from se_inject.blocks.make import make_block
 from se_inject.checks.reference import Reference, Run, digest, digests, first_line, preserved, run, tensors_in
 from se_inject.errors import VerifyError
 from se_inject.inputs import Inputs
+from se_inject.object_graph import held
 from se_inject.types import Check, Cost, Decision, Plan, SiteCost
 
 ARITHMETIC = 1e-3  # how far the same network may be on another processor, relative to the output's size
@@ -282,6 +285,48 @@ def overhead(before: Cost, after: Cost, sites: tuple[SiteCost, ...]) -> Check:
         detail = f"grew by {grown[0]:,} parameters and {grown[1]:,} MACs, planned {planned[0]:,} and {planned[1]:,}"
         return Check("overhead", False, detail)
     return Check("overhead", True, f"grew by exactly {grown[0]:,} parameters and {grown[1]:,} MACs")
+
+
+class Reads(TorchFunctionMode):
+    """Which of some tensors a forward takes."""
+
+    def __init__(self, watched: Collection[int]) -> None:
+        super().__init__()
+        self.watched, self.found = watched, list[torch.Tensor]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        leaves = pytree.tree_leaves((args, kwargs or {}))
+        self.found += (t for t in leaves if isinstance(t, torch.Tensor) and id(t) in self.watched)
+        return func(*args, **(kwargs or {}))
+
+
+def independent(original: nn.Module, model: nn.Module, inputs: Inputs | None, seed: int) -> Check:
+    """6. The result holds no module and no tensor of the original, not in a closure either, and runs without them."""
+    before, after = held(original), held(model)
+    memory = {_storage(t): t for t in before.tensors.values()}
+    shared: list[Any] = [value for key, value in after.modules.items() if key in before.modules]
+    shared += [memory[place] for t in after.tensors.values() if (place := _storage(t)) in memory and place is not None]
+    if not shared and inputs is not None:
+        with Reads(before.tensors.keys()) as reads:
+            run(model, inputs, False, seed)
+        shared = reads.found
+    if shared:
+        detail = (
+            f"the result goes on with {len(shared)} parts of the original, the first is {_path(original, shared[0])}"
+        )
+        return Check("independent", False, detail)
+    count = len(after.modules)
+    return Check("independent", True, f"{count} modules and {len(after.tensors)} tensors, none of them the original's")
+
+
+def _storage(tensor: torch.Tensor) -> int | None:
+    plain = tensor.layout is torch.strided and not tensor.is_meta and tensor.numel()
+    return tensor.untyped_storage().data_ptr() if plain else None
+
+
+def _path(model: nn.Module, part: Any) -> str:
+    named = (*model.named_modules(), *model.named_parameters(), *model.named_buffers())
+    return next((path for path, value in named if value is part), f"a {type(part).__name__}")
 
 
 def require(checks: tuple[Check, ...]) -> None:

@@ -89,6 +89,9 @@ def realise(
         if check:
             progress("checks")
             checks = _checks(result, replace(planned, plan=made), reference, before, after, sites)
+            if not inplace:
+                probe = reference.probe if reference is not None else None
+                checks += (verify.independent(model, result, probe, made.seed),)
             verify.require(checks)
     except BaseException:
         if inplace:

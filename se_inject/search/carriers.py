@@ -11,7 +11,6 @@ import copy
 import inspect
 import operator
 from collections import Counter
-from dataclasses import replace
 from types import MethodType
 from typing import Any
 
@@ -22,7 +21,7 @@ from se_inject.inputs import Inputs
 from se_inject.search.chains import steps
 from se_inject.search.nodes import data, label, module_of, op, result
 from se_inject.search.words import HOMOGENEOUS
-from se_inject.trace.calls import CONTAINERS, Call, Trace
+from se_inject.trace.calls import CONTAINERS, Call, Trace, graphs_of
 from se_inject.trace.recorder import record
 from se_inject.trace.records import record_of
 from se_inject.trace.source import (
@@ -71,7 +70,7 @@ class Index:
 def carrier(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, str]:
     """The carrier for a block behind ``node``, or the reason why there is none."""
     if isinstance(call.module, fx.GraphModule):
-        return _graph(index, call, node), ""
+        return _graph(index, call, node)
     slot = _slot(index, call, node)
     if slot is not None:
         return Carrier("slot", call.path, slot), ""
@@ -85,7 +84,7 @@ def carrier(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, st
 def edge(index: Index, call: Call, node: fx.Node, user: fx.Node, name: str) -> tuple[Carrier | None, str]:
     """The carrier for a block between ``node`` and one user of it, or the reason why there is none."""
     if isinstance(call.module, fx.GraphModule):
-        return replace(_graph(index, call, node), user=record_of(user).fx_node), ""
+        return _graph(index, call, node, record_of(user).fx_node)
     operands: list[int | str] = [i for i, arg in enumerate(user.args) if arg is node]
     operands += [key for key, arg in user.kwargs.items() if arg is node]
     if len(operands) != 1:
@@ -93,10 +92,26 @@ def edge(index: Index, call: Call, node: fx.Node, user: fx.Node, name: str) -> t
     return _source(index, call, user, name, operands[0])
 
 
-def _graph(index: Index, call: Call, node: fx.Node) -> Carrier:
+def _graph(index: Index, call: Call, node: fx.Node, user: str | None = None) -> tuple[Carrier | None, str]:
+    place = record_of(node).fx_node or node.name
+    if len({_upstream(graph, place, user) for graph in graphs_of(call.module)}) > 1:
+        return None, f"{type(call.module).__name__} has a graph for each mode, and {place} is not the same in both"
     owner = record_of(node).path.rpartition(".")[0].removeprefix(call.path).lstrip(".")
     name = free_name(index, _submodule(call.module, owner))
-    return Carrier("graph", call.path, f"{owner}.{name}" if owner else name, node=record_of(node).fx_node or node.name)
+    return Carrier("graph", call.path, f"{owner}.{name}" if owner else name, node=place, user=user), ""
+
+
+def _upstream(graph: fx.Graph, place: str, user: str | None) -> frozenset[str]:
+    """The modules and parameters that a node is computed from; empty where the graph has no such node."""
+    node = next((node for node in graph.nodes if node.name == place), None)
+    if node is None or (user is not None and user not in {taker.name for taker in node.users}):
+        return frozenset()
+    before, todo = set(), [node]
+    while todo:
+        if (earlier := todo.pop()) not in before:
+            before.add(earlier)
+            todo += earlier.all_input_nodes
+    return frozenset(str(n.target) for n in before if n.op in ("call_module", "get_attr", "placeholder"))
 
 
 def _submodule(module: nn.Module, path: str) -> nn.Module:

@@ -15,6 +15,7 @@ from se_inject.surgery.bound_methods import set_classes
 from se_inject.surgery.classes import generated, is_generated
 from se_inject.surgery.edit import Edit, is_name
 from se_inject.surgery.fingerprint import fingerprint
+from se_inject.trace.calls import graphs_of
 from se_inject.types import REWRITTEN, Decision, Plan
 
 RECORD = "_se_inject"  # attribute of the root: what was done, so that `remove` can undo it
@@ -263,7 +264,14 @@ def _splice_graph(module: nn.Module, decisions: list[Decision]) -> None:
     """Insert one ``call_module`` behind each planned node; every other user of the value gets the gated one."""
     if not isinstance(module, fx.GraphModule):
         raise PlanMismatchError(f"the plan splices into the graph of a {type(module).__name__}, which has none")
-    nodes = {node.name: node for node in module.graph.nodes}
+    for graph in graphs_of(module):
+        _splice_into(graph, decisions)
+        graph.lint()
+    module.recompile()
+
+
+def _splice_into(graph: fx.Graph, decisions: list[Decision]) -> None:
+    nodes = {node.name: node for node in graph.nodes}
     for decision in decisions:
         carrier = _carrier(decision)
         node = nodes.get(carrier.node)
@@ -272,22 +280,21 @@ def _splice_graph(module: nn.Module, decisions: list[Decision]) -> None:
         only = nodes.get(carrier.user) if carrier.user is not None else None
         if carrier.user is not None and (only is None or node not in only.all_input_nodes):
             raise PlanMismatchError(f"the graph's node {carrier.user!r} does not use {carrier.node!r}, as planned")
-        with module.graph.inserting_before(only) if only is not None else module.graph.inserting_after(node):
-            new = module.graph.call_module(carrier.name, (node,))
+        with graph.inserting_before(only) if only is not None else graph.inserting_after(node):
+            new = graph.call_module(carrier.name, (node,))
         if only is not None:
             only.replace_input_with(node, new)
             continue
         node.replace_all_uses_with(new, delete_user_cb=lambda user, new=new: user is not new)
         nodes[carrier.node] = new  # a second insertion at the same place goes behind the first
-    module.graph.lint()
-    module.recompile()
 
 
 def _unsplice_graph(module: nn.Module, target: str) -> None:
     if not isinstance(module, fx.GraphModule):  # a plan that said so was refused: there is nothing to undo
         return
-    for node in list(module.graph.nodes):
-        if node.op == "call_module" and node.target == target:
-            node.replace_all_uses_with(node.args[0])
-            module.graph.erase_node(node)
+    for graph in graphs_of(module):
+        for node in list(graph.nodes):
+            if node.op == "call_module" and node.target == target:
+                node.replace_all_uses_with(node.args[0])
+                graph.erase_node(node)
     module.recompile()

@@ -78,3 +78,11 @@ def is_leaf(module: nn.Module) -> bool:
     if parametrize.is_parametrized(module):  # its class was made by torch; what it was is one up
         cls = cls.__mro__[1]
     return cls.__module__.startswith("torch.")
+
+
+def graphs_of(module: nn.Module) -> list[fx.Graph]:
+    """The graph of a ``GraphModule``, or both of one with a graph for each mode (torchvision's feature extractors)."""
+    if not isinstance(module, fx.GraphModule):
+        return []
+    both = [module.__dict__.get(name) for name in ("train_graph", "eval_graph")]
+    return [graph for graph in both if isinstance(graph, fx.Graph)] or [module.graph]

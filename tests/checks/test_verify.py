@@ -59,7 +59,7 @@ def test_all_pass_on_what_was_planned(init: str) -> None:
     assert all(check.passed is True for check in checks), checks
     report = inject(net(n=2), {"placement": "standard", "init": init}).report
     assert [check.name for check in report.checks] == [
-        "structure", "outputs (eval)", "outputs (train)", "reached", "keys", "overhead"
+        "structure", "outputs (eval)", "outputs (train)", "reached", "keys", "overhead", "independent"
     ]  # fmt: skip
     assert all(check.passed is True for check in report.checks)
     assert inject(net(n=2), verify=False).report.checks == ()
