@@ -1,6 +1,7 @@
 # Every target brings its own environment: a fresh clone needs python3 (3.11 or newer) and nothing else.
 #   make demo       convert a real ImageNet checkpoint, and compare what it says before and after
 #   make test       the test suite      make test-slow  what takes longer      make bench  speed, as ratios
+#   make test-wording   the same with every reason in other words: no behaviour may change
 #   make fuzz       readers against what hypothesis makes of their formats, a minute each
 #   make lint       ruff                make types      mypy                   make clean  everything made here
 #   make docs       the references in docs/, from the code                     make pictures  the README's, from a run
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --durations=10
 
-.PHONY: setup demo test test-slow bench fuzz zoo evidence lint types docs pictures clean
+.PHONY: setup demo test test-slow test-wording bench fuzz zoo evidence lint types docs pictures clean
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -34,6 +35,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow"
+
+test-wording: $(STAMP)
+	SE_INJECT_TEST_REASONS=1 $(PYTEST) -m "not slow"
 
 # pytest exits with 5 when it selects no test
 test-slow: $(STAMP)

@@ -38,7 +38,7 @@ def main() -> None:
 
     small = se_inject.plan(model, SIZE, {"placement": "standard", "budget": {"params": "0.2%"}})
     print("\nUnder 0.2 %:")
-    for decision in (small.insertions[-1], *(d for d in small.skips if "budget" in d.reason)):
+    for decision in (small.insertions[-1], *(d for d in small.skips if d.reason.code == "over-budget")):
         print(f"  {decision.site.id}, {decision.status}: {decision.reason}")
 
 

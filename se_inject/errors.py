@@ -5,17 +5,25 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from se_inject.types import Reason
+
 
 class SEInjectError(Exception):
     """Base of every refusal; the command line prints its message as one line and exits with 1."""
+
+    code = "refused"  # of ``reasons.REASONS``
 
 
 class LoadError(SEInjectError):
     """The model or its checkpoint could not be had as asked."""
 
+    code = "load"
+
 
 class TraceError(SEInjectError):
     """The model could not be run on the example inputs."""
+
+    code = "trace"
 
 
 class CopyError(TraceError):
@@ -25,21 +33,42 @@ class CopyError(TraceError):
 class RulesError(SEInjectError):
     """The rules are malformed, or they select nothing."""
 
+    code = "rules"
+
+
+class NothingSelectedError(RulesError):
+    """The rules select nothing, for this reason most often."""
+
+    def __init__(self, text: str, reason: Reason) -> None:
+        super().__init__(text, reason)
+        self.reason, self.code = reason, reason.code
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
 
 class PlanMismatchError(SEInjectError):
     """The plan was made for another model, or for another version of its source."""
+
+    code = "mismatch"
 
 
 class SpliceError(SEInjectError):
     """A planned insertion could not be made."""
 
+    code = "splice"
+
 
 class VerifyError(SEInjectError):
     """A check after the splice failed; the rewritten model was not handed out."""
 
+    code = "verify"
+
 
 class WriteError(SEInjectError):
     """The output could not be written, or was refused before anything was."""
+
+    code = "write"
 
 
 def closest(name: str, known: Iterable[str], n: int = 3) -> str:
@@ -53,7 +82,7 @@ def closest(name: str, known: Iterable[str], n: int = 3) -> str:
     return ""
 
 
-def sentence(error: BaseException) -> str:
-    """What an error says, with one mark at its end."""
+def sentence(error: BaseException | Reason) -> str:
+    """What an error or a reason says, with one mark at its end."""
     text = str(error).rstrip(".")
     return text if text.endswith("?") else f"{text}."

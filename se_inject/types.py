@@ -29,6 +29,17 @@ class Shown:
 
 
 @dataclass(frozen=True)
+class Reason:
+    """Why: a code for programs, of ``reasons.REASONS``, and a text for people, which may change."""
+
+    code: str
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
 class Position:
     """An expression in the source of a method: lines from the method's first line (0), columns in UTF-8 bytes."""
 
@@ -81,13 +92,13 @@ class Site:
     depthwise: bool = False
     projects: bool = False  # the next 1x1 convolution has no more channels out than in
     nested: int = 0  # residual blocks inside this one's branch
-    gated: str = ""  # why it counts as already gated
-    gate_on_branch: str = ""  # a gate elsewhere on the residual branch that ends here
+    gated: Reason | None = None  # why it counts as already gated
+    gate_on_branch: Reason | None = None  # a gate elsewhere on the residual branch that ends here
     carrier: Carrier | None = None
-    obstacle: str = ""  # why no carrier could be found
+    obstacle: Reason | None = None  # why no carrier could be found
     absorb: str = ""  # path of the batch norm that `absorb` doubles
-    absorb_obstacle: str = ""  # why `absorb` is not possible here
-    note: str = ""  # said in the report: for instance that the place exists in train mode only
+    absorb_obstacle: Reason | None = None  # why `absorb` is not possible here
+    note: Reason | None = None  # said in the report: for instance that the place exists in train mode only
 
     @property
     def layout(self) -> str:
@@ -111,7 +122,7 @@ class Decision:
 
     site: Site
     status: Status
-    reason: str
+    reason: Reason
     block: str = "se"
     init: str = "identity"
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -171,7 +182,7 @@ class Plan(Shown):
     rules: dict[str, Any]
     seed: int
     decisions: tuple[Decision, ...]
-    notes: tuple[str, ...] = ()  # fallbacks taken while tracing
+    notes: tuple[Reason, ...] = ()  # fallbacks taken while tracing
     baseline: Baseline = field(default_factory=Baseline)
     trained: Baseline | None = None  # what was saved, if it was trained since
     schema: int = SCHEMA_VERSION
@@ -223,11 +234,12 @@ class SiteCost:
 
 @dataclass(frozen=True)
 class Check:
-    """One check after the splice. ``passed`` is None when it did not apply, and ``detail`` says why."""
+    """One check after the splice. ``passed`` is None when it did not apply; ``detail`` and ``code`` say why."""
 
     name: str
     passed: bool | None
     detail: str
+    code: str = ""  # of ``reasons.REASONS``; empty when it passed
 
 
 @dataclass(frozen=True)
@@ -274,7 +286,7 @@ class GateStats:
     max: float | None = None
     dead: float | None = None  # share of the channels whose mean is below 0.1 of the range
     saturated: float | None = None  # share of the channels whose mean is above 0.9 of the range
-    note: str = ""
+    note: Reason | None = None
 
 
 @dataclass(frozen=True)

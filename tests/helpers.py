@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import gc
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
+
+from se_inject.errors import RulesError
+from se_inject.types import Reason
+from tests.rewording import REWORDED
 
 ROOT = Path(__file__).parents[1]  # of the checkout
 
@@ -30,6 +37,24 @@ def calls(work: Callable[[], object]) -> int:
         sys.setprofile(None)
         gc.enable()
     return count
+
+
+def code(reason: Reason | None) -> str | None:
+    return reason.code if reason is not None else None
+
+
+def says(reason: Reason | None, code: str, text: str) -> bool:
+    """Whether a reason has this code, and the text in it; of reworded ones the code counts alone."""
+    return reason is not None and reason.code == code and (REWORDED or text in reason.text)
+
+
+@contextmanager
+def refused(code: str, text: str = "") -> Iterator[None]:
+    """As ``pytest.raises(RulesError, match=text)``, for what a reason of this code says."""
+    with pytest.raises(RulesError) as caught:
+        yield
+    assert caught.value.code == code
+    assert REWORDED or re.search(text, str(caught.value)), caught.value
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:

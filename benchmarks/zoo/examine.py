@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import gc
-import re
 import time
 import warnings
 from collections import Counter
@@ -21,7 +20,7 @@ from benchmarks import leave_se_out
 from benchmarks.zoo.architectures import family, load
 from se_inject.blocks.make import make_block
 from se_inject.checks.verify import planned_keys
-from se_inject.errors import RulesError, TraceError
+from se_inject.errors import NothingSelectedError, TraceError, sentence
 from se_inject.injection.inject import realise
 from se_inject.injection.plan import Planned, decided, survey
 from se_inject.search.placements import PLACEMENTS
@@ -44,7 +43,7 @@ class Row:
     parameters: int = 0
     modules: int = 0
     sites: dict[str, int] = field(default_factory=dict)  # by placement, those with a way to insert
-    obstacles: dict[str, int] = field(default_factory=dict)  # why the others have none
+    obstacles: dict[str, int] = field(default_factory=dict)  # why the others have none, by code
     gates: int = 0  # that it came with
     again: int = 0  # of these, with a site where they stood, when they are left out
     rules: str = ""  # auto, or the placement asked for where auto takes nothing
@@ -73,11 +72,6 @@ def examine(task: tuple[str, str]) -> Row:
             row.failure = f"{type(error).__name__}: {first_line(error)}"
     row.seconds = round(time.process_time() - start, 2)
     return row
-
-
-def _plain(obstacle: str) -> str:
-    """Without the paths and shapes that tell one site from another of its kind."""
-    return re.sub(r"\[[\d, ]+\]", "[...]", re.sub(r"\b[a-z_]\w*(\.\w+)+", "N", obstacle))
 
 
 def first_line(error: BaseException) -> str:
@@ -131,12 +125,12 @@ def _plan(row: Row, model: nn.Module, surveyed: Any) -> Planned | None:
     _, found, _ = surveyed
     row.parameters, row.modules = sum(p.numel() for p in model.parameters()), sum(1 for _ in model.modules())
     row.sites = dict(Counter(site.placement for site in found.sites if not site.obstacle))
-    row.obstacles = dict(Counter(_plain(site.obstacle) for site in found.sites if site.obstacle))
+    row.obstacles = dict(Counter(site.obstacle.code for site in found.sites if site.obstacle))
     for rules in ("auto", *(p for p in OTHERS if row.sites.get(p))):
         try:
             planned = decided(model, surveyed, rules, name=row.name)
-        except RulesError as error:
-            row.reason = row.reason or re.sub(r"the rules select none of .*?\): ", "", first_line(error))
+        except NothingSelectedError as error:
+            row.reason = row.reason or sentence(error.reason)
             continue
         row.rules, row.blocks = rules, len(planned.plan.insertions)
         return planned

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from benchmarks.zoo.examine import OTHERS, Row
+from se_inject.reasons import REASONS
 from se_inject.search.placements import PLACEMENTS
 
 HEADER = """# Coverage of the zoos
@@ -116,8 +117,8 @@ def _slowest(structure: list[Row]) -> list[str]:
 
 def _obstacles(structure: list[Row]) -> list[str]:
     reasons = sum((Counter(row.obstacles) for row in structure), Counter[str]())
-    lines = ["", "## Sites without a way to insert", "", "| sites | reason |", "|---:|---|"]
-    return lines + [f"| {count:,} | {_cell(reason)} |" for reason, count in reasons.most_common(40)]
+    lines = ["", "## Sites without a way to insert", "", "| sites | code | reason |", "|---:|---|---|"]
+    return lines + [f"| {count:,} | `{code}` | {REASONS[code]} |" for code, count in reasons.most_common()]
 
 
 def _architectures(structure: list[Row]) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from se_inject.blocks.parts import GATES, LAYOUTS
-from se_inject.types import Site
+from se_inject.types import Reason, Site
 
 INITS = ("identity", "absorb", "paper")
 HIGHEST = {"Sigmoid": 1.0, "Hardsigmoid": 1.0, "TanhPlusOne": 2.0}  # of a gate's range, which starts at 0
@@ -43,8 +43,8 @@ def own_gate(block: nn.Module) -> Gate | None:
     return Gate(gate, lambda t: t * gain, HIGHEST[type(gate).__name__] * gain)
 
 
-def no_refusal(site: Site, init: str, kwargs: dict[str, Any]) -> str:
-    return ""
+def no_refusal(site: Site, init: str, kwargs: dict[str, Any]) -> Reason | None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -57,4 +57,4 @@ class Block:
     inits: tuple[str, ...] = INITS
     gate: Callable[[Any], Gate | None] = own_gate
     timm: Timm | None = None
-    refusal: Callable[[Site, str, dict[str, Any]], str] = field(default=no_refusal)  # site, init, arguments -> why not
+    refusal: Callable[[Site, str, dict[str, Any]], Reason | None] = field(default=no_refusal)  # site, init, arguments

@@ -18,7 +18,7 @@ from se_inject.blocks.block import Block
 from se_inject.blocks.table import BLOCKS, REGISTERED
 from se_inject.errors import LoadError, RulesError
 from se_inject.importing import find
-from se_inject.types import BlockSpec, Site
+from se_inject.types import BlockSpec, Reason, Site
 
 SIDE = 9  # of the map on which a block is tried
 
@@ -53,17 +53,16 @@ def register_block(cls: type[nn.Module], name: str = "") -> str:
             raise ValueError(f"options must be plain data (numbers, strings, lists), as a plan holds them: {given!r}")
         return {channels: site.channels, **given}
 
-    def refusal(site: Site, init: str, kwargs: dict[str, Any]) -> str:
+    def refusal(site: Site, init: str, kwargs: dict[str, Any]) -> Reason | None:
         shape = tuple(2 if i == 0 else n if i == site.axis else min(n, SIDE - i) for i, n in enumerate(site.shape))
         kind: Any = cls  # as a key, which mypy denies classes with __hash__ of their own
         failure, moved = _tried(kind, json.dumps(kwargs, sort_keys=True), shape)
         if failure:
-            return f"block {name}: {failure}"
+            return Reason("block-fails", f"block {name}: {failure}")
         if init == "identity" and moved:
-            return (
-                f"block {name} does not start as the identity (it moves its input by {moved:.3g}); init paper takes it"
-            )
-        return ""
+            text = f"does not start as the identity (it moves its input by {moved:.3g}); init paper takes it"
+            return Reason("not-identity", f"block {name} {text}")
+        return None
 
     doc = (inspect.getdoc(cls) or "").partition("\n")[0]
     REGISTERED[name] = Block(cls, resolve, options, doc, (), ("identity", "paper"), refusal=refusal)

@@ -14,7 +14,7 @@ from se_inject.blocks import block_of, is_block
 from se_inject.blocks.block import Gate
 from se_inject.checks import reference as baseline
 from se_inject.inputs import Inputs
-from se_inject.types import GateStats
+from se_inject.types import GateStats, Reason
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,14 +100,14 @@ def _keep(values: list[torch.Tensor], follow: Callable[[torch.Tensor], torch.Ten
 def _summary(path: str, block: nn.Module, gate: Gate | None, values: list[torch.Tensor]) -> GateStats:
     kind = type(block).__name__
     if gate is None:
-        return GateStats(path, kind, note="it has no channel gate")
+        return GateStats(path, kind, note=Reason("no-gate", "it has no channel gate"))
     if not values:
-        return GateStats(path, kind, note="its channel gate did not run")
+        return GateStats(path, kind, note=Reason("gate-unused", "its channel gate did not run"))
     if any(sum(n > 1 for n in v.shape[1:]) > 1 for v in values):
-        return GateStats(path, kind, note="its gate is not one value for each channel")
+        return GateStats(path, kind, note=Reason("gate-per-position", "its gate is not one value for each channel"))
     rows = torch.cat([v.flatten(1) for v in values])  # (samples and calls, channels)
     if not torch.isfinite(rows).all():
-        return GateStats(path, kind, note="its gate is NaN or infinite")
+        return GateStats(path, kind, note=Reason("gate-not-finite", "its gate is NaN or infinite"))
     share = rows.mean(0) / gate.highest
     numbers = (rows.mean(), rows.std(correction=0), rows.min(), rows.max(), *_shares(share))
     mean, std, low, high, dead, saturated = (float(f"{float(n):.6g}") for n in numbers)

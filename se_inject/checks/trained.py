@@ -37,7 +37,7 @@ def up_to_date(report: Report, model: nn.Module, inputs: Inputs | None) -> Repor
         f"{len(moved)} of {len(now.tensors)} tensors moved since the blocks were inserted; "
         "the checks above are of then, verify compares with what is saved here"
     )
-    check = Check("trained", None, detail)
+    check = Check("trained", None, detail, "trained")
     return replace(report, plan=replace(plan, trained=now), checks=(*report.checks, check))
 
 
@@ -47,7 +47,8 @@ def unchanged(model: nn.Module, plan: Plan) -> Check:
     before, after = plan.trained.tensors, baseline.digests(model)
     wrong = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     if wrong:
-        return Check("keys", False, f"{len(wrong)} tensors are not those that were saved, the first is {wrong[0]}")
+        detail = f"{len(wrong)} tensors are not those that were saved, the first is {wrong[0]}"
+        return Check("keys", False, detail, "differs")
     return Check("keys", True, f"{len(after)} tensors identical to those saved after training")
 
 

@@ -20,7 +20,7 @@ from se_inject.checks.reference import Reference, Run, digest, digests, first_li
 from se_inject.errors import VerifyError
 from se_inject.inputs import Inputs
 from se_inject.object_graph import held
-from se_inject.types import Check, Cost, Decision, Plan, SiteCost
+from se_inject.types import Check, Cost, Decision, Plan, Reason, SiteCost
 
 ARITHMETIC = 1e-3  # how far the same network may be on another processor, relative to the output's size
 EXACT = ("identity", "absorb")  # starts that must not change the output
@@ -39,7 +39,7 @@ def structure(wrong: list[str], modules: int) -> Check:
     detail = f"{modules} rewritten modules, traced again, are the planned graphs"
     if wrong:
         detail = f"not the planned graph: {', '.join(wrong[:5])}" + (f" and {len(wrong) - 5} more" if wrong[5:] else "")
-    return Check("structure", not wrong, detail)
+    return Check("structure", not wrong, detail, "structure" if wrong else "")
 
 
 def outputs(reference: Reference, model: nn.Module, plan: Plan) -> tuple[Check, ...]:
@@ -49,14 +49,17 @@ def outputs(reference: Reference, model: nn.Module, plan: Plan) -> tuple[Check, 
     for mode, before in (("eval", reference.eval), ("train", reference.train)):
         name = f"outputs ({mode})"
         if before.failure:
-            checks.append(Check(name, None, f"the original does not run so in {mode} mode: {before.failure}"))
+            detail = f"the original does not run so in {mode} mode: {before.failure}"
+            checks.append(Check(name, None, detail, "fails"))
             continue
         after = run(model, reference.probe, mode == "train", plan.seed)
         if after.failure:
-            checks.append(Check(name, False, f"the original runs, the rewritten model does not: {after.failure}"))
+            detail = f"the original runs, the rewritten model does not: {after.failure}"
+            checks.append(Check(name, False, detail, "fails"))
         elif not exact:
             moved = relative(before.outputs, after.outputs)
-            checks.append(Check(name, None, f"start `paper` changes them by design: by {moved:.3g} of their size"))
+            detail = f"start `paper` changes them by design: by {moved:.3g} of their size"
+            checks.append(Check(name, None, detail, "by-design"))
         else:
             checks.append(_compare(name, before, after))
     return tuple(checks)
@@ -64,18 +67,17 @@ def outputs(reference: Reference, model: nn.Module, plan: Plan) -> tuple[Check, 
 
 def _compare(name: str, before: Run, after: Run) -> Check:
     if not before.outputs and not after.outputs:
-        return Check(name, None, "the output holds no tensor that could be compared")
+        return Check(name, None, "the output holds no tensor that could be compared", "nothing-to-compare")
     if len(before.outputs) != len(after.outputs):
-        return Check(name, False, f"{len(before.outputs)} tensors before, {len(after.outputs)} after")
+        return Check(name, False, f"{len(before.outputs)} tensors before, {len(after.outputs)} after", "differs")
     different = [i for i, (a, b) in enumerate(zip(before.outputs, after.outputs, strict=True)) if not same(a, b)]
     buffers = [key for key, value in before.buffers.items() if not same(value, after.buffers.get(key))]
     if different:
         moved = relative(before.outputs, after.outputs)
-        return Check(
-            name, False, f"{len(different)} of {len(before.outputs)} tensors differ, by {moved:.3g} of their size"
-        )
+        detail = f"{len(different)} of {len(before.outputs)} tensors differ, by {moved:.3g} of their size"
+        return Check(name, False, detail, "differs")
     if buffers:
-        return Check(name, False, f"after one step {len(buffers)} buffers differ, the first is {buffers[0]}")
+        return Check(name, False, f"after one step {len(buffers)} buffers differ, the first is {buffers[0]}", "differs")
     if not all(torch.isfinite(t).all() for t in before.outputs if t.is_floating_point()):
         return Check(name, True, f"{_count(before.outputs)} bit-equal (the original's hold NaN or infinity)")
     tail = f", {len(before.buffers)} buffers equal after one step" if before.buffers else ""
@@ -110,12 +112,13 @@ def against_baseline(model: nn.Module, inputs: Inputs | None, plan: Plan) -> Che
     """Outputs on the seeded probe against those that the plan remembers."""
     name = "outputs (eval)"
     if not plan.trained and not all(d.init in EXACT for d in plan.insertions):
-        return Check(name, None, "start `paper`: the outputs are not the original's, by design")
+        return Check(name, None, "start `paper`: the outputs are not the original's, by design", "by-design")
     if inputs is None or not plan.saved.outputs:
-        return Check(name, None, "the probe was not made from a shape, so it cannot be made again")
+        detail = "the probe was not made from a shape, so it cannot be made again"
+        return Check(name, None, detail, "nothing-to-compare")
     after = run(model, inputs, False, plan.seed)
     if after.failure:
-        return Check(name, False, after.failure)
+        return Check(name, False, after.failure, "fails")
     return against_outputs(name, after.outputs, plan)
 
 
@@ -124,17 +127,19 @@ def against_outputs(name: str, outputs: Sequence[torch.Tensor], plan: Plan) -> C
     if tuple(digest(t) for t in outputs) == plan.saved.outputs:
         return Check(name, True, f"{_count(outputs)} bit-equal to {plan.whose}")
     if len(outputs) != len(plan.saved.outputs):
-        return Check(name, False, f"{len(plan.saved.outputs)} tensors before, {len(outputs)} after")
+        return Check(name, False, f"{len(plan.saved.outputs)} tensors before, {len(outputs)} after", "differs")
     if not plan.saved.samples:
-        return Check(name, None, "not bit-equal, and the plan holds no values to compare (complex, NaN or infinite)")
+        detail = "not bit-equal, and the plan holds no values to compare (complex, NaN or infinite)"
+        return Check(name, None, detail, "nothing-to-compare")
     first = outputs[0].flatten()[: len(plan.saved.samples)].double().tolist()
     size = max((abs(v) for v in plan.saved.samples), default=0.0) or 1.0
     if len(first) < len(plan.saved.samples):
-        return Check(name, False, f"the output is smaller than {plan.whose}")
+        return Check(name, False, f"the output is smaller than {plan.whose}", "differs")
     apart = [abs(a - b) / size for a, b in zip(first, plan.saved.samples, strict=True)]
     moved = float("inf") if any(map(math.isnan, apart)) else max(apart)
     close = moved <= ARITHMETIC
-    return Check(name, close, f"within {moved:.2g} of {plan.whose}, not bit-equal (another machine's arithmetic?)")
+    detail = f"within {moved:.2g} of {plan.whose}, not bit-equal (another machine's arithmetic?)"
+    return Check(name, close, detail, "" if close else "differs")
 
 
 def reached(model: nn.Module, inputs: Inputs, plan: Plan) -> Check:
@@ -142,17 +147,17 @@ def reached(model: nn.Module, inputs: Inputs, plan: Plan) -> Check:
     unless the site's value is all zero (a zeroed last gamma), or is multiplied by a zero (SkipInit, ReZero)."""
     probes, faults, failure = _with_gradients(model, inputs, plan)
     if failure:
-        return Check("reached", False, f"the forward with gradients failed: {failure}")
+        return Check("reached", False, f"the forward with gradients failed: {failure}", "fails")
     never = [key for key, probe in probes.items() if not probe.runs]
     if never:
-        return Check("reached", False, f"{len(never)} blocks never ran, the first is {never[0]}")
+        return Check("reached", False, f"{len(never)} blocks never ran, the first is {never[0]}", "never-ran")
     zero = sum(probe.all_zero for probe in probes.values())
     tail = f"; {zero} see nothing but zeros (a zeroed last gamma)" if zero else ""
     if faults:
         with _no_zeros(model, tuple(f"{key}." for key in probes)):
             _, without, failure = _with_gradients(model, inputs, plan)
-        if without or failure or any(fault.endswith("finite") for fault in faults):
-            return Check("reached", False, f"{len(faults)} faults, the first: {faults[0]}")
+        if without or failure or any(fault.code == "gradient-not-finite" for fault in faults):
+            return Check("reached", False, f"{len(faults)} faults, the first: {faults[0]}", faults[0].code)
         tail += f"; {len(faults)} are multiplied by a parameter that is zero"
     return Check("reached", True, f"{len(probes)} blocks ran, their parameters get a finite gradient{tail}")
 
@@ -171,13 +176,13 @@ def _no_zeros(model: nn.Module, but: tuple[str, ...]) -> Iterator[None]:
             parameter.data = value
 
 
-def _with_gradients(model: nn.Module, inputs: Inputs, plan: Plan) -> tuple[dict[str, Probe], list[str], str]:
+def _with_gradients(model: nn.Module, inputs: Inputs, plan: Plan) -> tuple[dict[str, Probe], list[Reason], str]:
     """What each block saw in one forward, what is wrong with its gradient, and why the forward failed, if it did."""
     probes = {d.key: Probe() for d in plan.insertions}
     owned: dict[str, list[str]] = {}
     for decision in plan.insertions:
         owned.setdefault(_owner(decision), []).append(decision.key)
-    faults: list[str] = []
+    faults: list[Reason] = []
     handles: list[Any] = []
     try:
         for key, probe in probes.items():
@@ -209,7 +214,7 @@ def _watch(probe: Probe) -> Any:
     return hook
 
 
-def _gradient(model: nn.Module, keys: list[str], probes: dict[str, Probe], faults: list[str]) -> Any:
+def _gradient(model: nn.Module, keys: list[str], probes: dict[str, Probe], faults: list[Reason]) -> Any:
     """Behind an owner: the gradient of a weighted sum of its output with respect to each block's parameters."""
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
@@ -224,15 +229,12 @@ def _gradient(model: nn.Module, keys: list[str], probes: dict[str, Probe], fault
                 continue
             gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)  # type: ignore[arg-type]
             if not all(g is None or torch.isfinite(g).all() for g in gradients):
-                faults.append(f"the gradient at {key} is not finite")
+                faults.append(Reason("gradient-not-finite", f"the gradient at {key} is not finite"))
             elif not any(g is not None and g.any() for g in gradients) and not probes[key].all_zero:
-                faults.append(f"the output of {_owner_name(module)} does not depend on {key}")
+                text = f"the output of {type(module).__name__} does not depend on {key}"
+                faults.append(Reason("no-gradient", text))
 
     return hook
-
-
-def _owner_name(module: nn.Module) -> str:
-    return type(module).__name__
 
 
 def keys(before: dict[str, str], model: nn.Module, plan: Plan) -> Check:
@@ -247,7 +249,7 @@ def keys(before: dict[str, str], model: nn.Module, plan: Plan) -> Check:
     foreign = sorted(set(after) - set(before) - planned)
     for what, found in (("lost", lost), ("changed", changed), ("not doubled", halves), ("not planned", foreign)):
         if found:
-            return Check("keys", False, f"{len(found)} keys {what}, the first is {found[0]}")
+            return Check("keys", False, f"{len(found)} keys {what}, the first is {found[0]}", "keys")
     tail = f", {len(doubled)} of absorbed norms doubled" if doubled else ""
     new = len(after) - len(before)
     return Check("keys", True, f"{len(before) - len(doubled)} tensors identical{tail}, {new} new ones all planned")
@@ -283,7 +285,7 @@ def overhead(before: Cost, after: Cost, sites: tuple[SiteCost, ...]) -> Check:
     planned = (sum(s.parameters for s in sites), sum(s.macs for s in sites))
     if grown != planned:
         detail = f"grew by {grown[0]:,} parameters and {grown[1]:,} MACs, planned {planned[0]:,} and {planned[1]:,}"
-        return Check("overhead", False, detail)
+        return Check("overhead", False, detail, "overhead")
     return Check("overhead", True, f"grew by exactly {grown[0]:,} parameters and {grown[1]:,} MACs")
 
 

@@ -9,7 +9,7 @@ import click
 from se_inject.cli.options import CONTEXT, of_output, output_options
 from se_inject.cli.parts import Command
 
-WHAT = ("blocks", "placements", "presets", "rules", "plan", "report", "models")
+WHAT = ("blocks", "placements", "presets", "rules", "plan", "report", "reasons", "models")
 SCHEMAS = ("rules", "plan", "report")  # files
 
 
@@ -19,8 +19,8 @@ SCHEMAS = ("rules", "plan", "report")  # files
 @of_output("--schema", is_flag=True, help="The JSON Schema of rules, plan or report, for editors and scripts.")
 @output_options
 def list_(what: str, pattern: str | None, schema: bool, as_json: bool, quiet: bool) -> None:
-    """List WHAT there is: blocks, placements, presets, models; or the keys of rules, plan (plan.json), report
-    (report.json). A glob PATTERN chooses among the names.
+    """List WHAT there is: blocks, placements, presets, models; the keys of rules, plan (plan.json), report
+    (report.json); or the codes of reasons. A glob PATTERN chooses among the names.
 
     \b
     Examples:

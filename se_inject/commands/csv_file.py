@@ -7,6 +7,8 @@ import io
 from collections.abc import Iterable
 from typing import Any
 
+from se_inject.types import Reason
+
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "|")  # with which a text begins that a spreadsheet would calculate
 
 
@@ -22,3 +24,8 @@ def to_csv(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     for row in rows:
         writer.writerow([f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell for cell in row])
     return out.getvalue()
+
+
+def flat(reason: Reason | None) -> dict[str, str]:
+    """A reason as two cells."""
+    return {"reason": reason.text, "code": reason.code} if reason else {"reason": "", "code": ""}

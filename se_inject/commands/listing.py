@@ -48,6 +48,12 @@ def rules() -> Rows:
     return [{"key": name, "what": f.doc} for name, f in FIELDS.items()]
 
 
+def reasons() -> Rows:
+    from se_inject.reasons import REASONS
+
+    return [{"code": code, "meaning": meaning} for code, meaning in REASONS.items()]
+
+
 def models() -> Rows:
     from se_inject.models.zoos import known_models
 
@@ -90,6 +96,7 @@ LISTINGS: dict[str, Callable[[], Rows]] = {
     "rules": rules,
     "plan": lambda: keys("plan"),
     "report": lambda: keys("report"),
+    "reasons": reasons,
     "models": models,
 }
 

@@ -32,9 +32,9 @@ def files_check(folder: Path, report: Report) -> Check:
     for artifact in report.artifacts:
         path = folder / artifact.path
         if not path.is_file():
-            return Check("files", False, f"{artifact.path} is missing")
+            return Check("files", False, f"{artifact.path} is missing", "missing")
         if sha256(path) != artifact.sha256:
-            return Check("files", False, f"{artifact.path} is not the file that was written")
+            return Check("files", False, f"{artifact.path} is not the file that was written", "differs")
     return Check("files", True, f"{len(report.artifacts)} files have the hashes of the report")
 
 

@@ -40,7 +40,8 @@ def verify(
             subject = Subject(made, example_of(made, dtype_of(model)) or probe, model, trusted=trusted)
         else:
             made = store.read_plan(folder / store.PLAN)
-            checks = [files_check(folder, report), Check("outputs (eval)", None, "no file here holds all weights")]
+            outputs = Check("outputs (eval)", None, "no file here holds all weights", "nothing-to-compare")
+            checks = [files_check(folder, report), outputs]
             subject = Subject(made, inputs_of(made, torch.float32), trusted=trusted)
         for name in formats_in(folder):
             if name != "safetensors":  # that is the model itself
@@ -57,7 +58,7 @@ def _whole(
     checks = [files_check(folder, report)]
     if not made.baseline.tensors:
         reason = "the folder was written without checks (--no-verify)"
-        return [*checks, Check("keys", None, reason), Check("outputs (eval)", None, reason)]
+        return [*checks, *(Check(name, None, reason, "unchecked") for name in ("keys", "outputs (eval)"))]
     checks.append(trained.unchanged(model, made) if made.trained else checking.keys(made.baseline.tensors, model, made))
     checks.append(checking.against_baseline(model, probe, made))
     if probe is not None:

@@ -61,7 +61,8 @@ def save(
     try:
         files[MODELING] = render(injection.base, plan).encode()
     except NoSource as reason:
-        report = replace(report, checks=(*report.checks, Check("modeling.py", None, f"not written: {reason}")))
+        unwritten = Check("modeling.py", None, f"not written: {reason}", "no-source")
+        report = replace(report, checks=(*report.checks, unwritten))
 
     def finish(path: Path) -> None:
         nonlocal report

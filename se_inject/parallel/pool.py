@@ -22,6 +22,7 @@ from typing import Any, Generic, TypeVar
 
 from se_inject.errors import SEInjectError
 from se_inject.parallel import machine
+from se_inject.types import Reason
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -34,13 +35,16 @@ CONTEXT = multiprocessing.get_context("forkserver")
 class Failure:
     """Why a task has no result."""
 
-    reason: str  # one line
+    reason: Reason  # one line
     trace: str = ""  # of an error that is no refusal
 
 
 KILLED = Failure(
-    "its process was killed twice, the second time with no other beside it: it needs more memory than there is, "
-    "or somebody stopped it"
+    Reason(
+        "killed",
+        "its process was killed twice, the second time with no other beside it: it needs more memory than there is, "
+        "or somebody stopped it",
+    )
 )
 
 
@@ -80,7 +84,7 @@ def run(
     for task in tasks:
         if needs(task) > limit:
             more = f"it needs {gigabytes(needs(task))} of memory"
-            yield task, Failure(f"{more}, and the limit is {gigabytes(limit)} (--memory)")
+            yield task, Failure(Reason("memory", f"{more}, and the limit is {gigabytes(limit)} (--memory)"))
         else:
             fitting.append(task)
     start_server(preload)
@@ -153,7 +157,7 @@ def _outcome(answer: Connection, process: BaseProcess) -> Any:
     if code == -signal.SIGKILL:
         return KILLED
     how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return Failure(f"its process {how}")
+    return Failure(Reason("killed", f"its process {how}"))
 
 
 def _child(answer: Connection, work: Callable[[T], R], task: T, threads: int) -> None:
@@ -175,9 +179,9 @@ def attempt(work: Callable[[T], R], task: T) -> R | Failure:
     try:
         return work(task)
     except SEInjectError as refusal:
-        return Failure(" ".join(str(refusal).split()))
+        return Failure(Reason(refusal.code, " ".join(str(refusal).split())))
     except (Exception, SystemExit) as error:
-        return Failure(one_line(error), traceback.format_exc())
+        return Failure(Reason("error", one_line(error)), traceback.format_exc())
 
 
 def _end_with_parent() -> None:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from se_inject.errors import LoadError
 from se_inject.importing import one_line
 from se_inject.parallel.pool import Failure, attempt, gigabytes
+from se_inject.types import Reason
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -49,7 +50,7 @@ def run(
             need = needs(task) if needs else 0
             if need > largest:
                 more = f"it needs {gigabytes(need)} of memory"
-                yield task, Failure(f"{more}, and the largest node has {gigabytes(largest)}")
+                yield task, Failure(Reason("memory", f"{more}, and the largest node has {gigabytes(largest)}"))
             else:
                 sent = remote.options(memory=need or None).remote(work, task, os.getcwd(), sys.path)
                 running[sent] = task
@@ -59,10 +60,12 @@ def run(
                 try:
                     yield task, ray.get(ended)
                 except RayTaskError as error:  # of ours, before the work: a folder that the node does not see
-                    yield task, Failure(f"cannot start on its node: {one_line(error.cause or error)}")
+                    text = f"cannot start on its node: {one_line(error.cause or error)}"
+                    yield task, Failure(Reason("error", text))
                 except RayError as error:
                     line = next(iter(str(error).strip().splitlines()), "")
-                    yield task, Failure(f"lost, {RETRIES + 1} times: {type(error).__name__}: {line}")
+                    text = f"lost, {RETRIES + 1} times: {type(error).__name__}: {line}"
+                    yield task, Failure(Reason("killed", text))
     finally:
         for left in running:
             ray.cancel(left, force=True)

@@ -59,7 +59,7 @@ def _decision(console: Console, decision: Decision) -> None:
     for name, value in (("gated", site.gated), ("obstacle", site.obstacle), ("note", site.note)):
         if value:
             render_line(console, f"  {name}: {value}", "dim")
-    render_line(console, f"  absorb: {site.absorb or 'not possible: ' + (site.absorb_obstacle or 'unknown')}", "dim")
+    render_line(console, f"  absorb: {site.absorb or f'not possible: {site.absorb_obstacle}'}", "dim")
 
 
 def _columns(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from se_inject.errors import VerifyError
-from se_inject.types import Check, Cost, Decision, GateStats, Plan, Pruned, Report, SiteCost
+from se_inject.types import Check, Cost, Decision, GateStats, Plan, Pruned, Reason, Report, SiteCost
 
 CONVENTION = (
     "MACs are the multiply-accumulates of convolutions, linear layers and matrix products; FLOPs = 2 x MACs. "
@@ -128,10 +128,10 @@ def sum_row(costs: Sequence[SiteCost]) -> SiteRow:
 
 def groups(decisions: Iterable[Decision]) -> list[Group]:
     """By reason, the commonest first, each with its sites in order."""
-    found: dict[str, list[str]] = {}
+    found: dict[Reason, list[str]] = {}
     for decision in decisions:
         found.setdefault(decision.reason, []).append(decision.site.id)
-    return [Group(reason, tuple(ids)) for reason, ids in sorted(found.items(), key=lambda item: -len(item[1]))]
+    return [Group(str(reason), tuple(ids)) for reason, ids in sorted(found.items(), key=lambda item: -len(item[1]))]
 
 
 def changes(decisions: Iterable[Decision]) -> dict[tuple[str, str, str, str], list[Decision]]:
@@ -186,7 +186,7 @@ def gate_rows(gates: Iterable[GateStats]) -> list[GateRow]:
         shares = [v for v in (g.dead, g.saturated) if v is not None]
         figures = (f"0 to {g.highest:g}", *(f"{v:.3f}" for v in values), *(f"{100 * v:.1f} %" for v in shares))
         complete = len(figures) == len(GATE_COLUMNS) - 1
-        rows.append(GateRow(g.block, figures if complete else (), g.note if complete or g.note else "no figures"))
+        rows.append(GateRow(g.block, figures if complete else (), str(g.note or ("" if complete else "no figures"))))
     return rows
 
 
@@ -229,7 +229,7 @@ def facts(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def notes(plan: Plan) -> list[str]:
-    return [*plan.notes, *(f"{d.key}: {d.site.note}" for d in plan.insertions if d.site.note)]
+    return [*map(str, plan.notes), *(f"{d.key}: {d.site.note}" for d in plan.insertions if d.site.note)]
 
 
 def marks(checks: Iterable[Check]) -> list[tuple[str, str, str]]:

@@ -1,11 +1,12 @@
-"""Which sites the asked placements take, before any other rule: site id -> (why it is taken, why not)."""
+"""Which sites the asked placements take, before any other rule: site id -> (whether it is taken, and why)."""
 
 from __future__ import annotations
 
-from se_inject.types import Site
+from se_inject.types import Reason, Site
 
 AUTO = ("standard", "inner", "concat", "conv")  # what `auto` chooses from
-Answers = dict[str, tuple[str, str]]
+Answer = tuple[bool, Reason]
+Answers = dict[str, Answer]
 
 
 def needed(placement: tuple[str, ...]) -> tuple[str, ...]:
@@ -18,7 +19,7 @@ def choose(placement: tuple[str, ...], sites: tuple[Site, ...]) -> Answers:
     answers = auto(sites) if "auto" in placement else {}
     for site in sites:
         if site.placement in placement:
-            answers[site.id] = (f"placement {site.placement}", "")
+            answers[site.id] = (True, Reason("placement", f"placement {site.placement}"))
     return answers
 
 
@@ -35,10 +36,10 @@ def auto(sites: tuple[Site, ...]) -> Answers:
     }
     by_inner = {site.block for site in inner.values()}
     # What holds a gate already: the block, or the concatenation that it is a branch of.
-    gates: dict[str, str] = {}
+    gates: dict[str, Reason] = {}
     for site in sites:
-        if (site.gated or site.gate_on_branch) and site.placement in ("inner", "standard"):
-            gates.setdefault(site.block, site.gated or site.gate_on_branch)
+        if (gate := site.gated or site.gate_on_branch) and site.placement in ("inner", "standard"):
+            gates.setdefault(site.block, gate)
     standard = {
         site.id
         for site in sites
@@ -50,12 +51,12 @@ def auto(sites: tuple[Site, ...]) -> Answers:
     answers: Answers = {}
     for site in sites:
         if site.concat_id in fused:
-            answers[site.id] = ("", fused[site.concat_id])
+            answers[site.id] = (False, fused[site.concat_id])
         elif site.obstacle:
-            answers[site.id] = ("", f"no way to insert: {site.obstacle}")
+            answers[site.id] = (False, no_way(site.obstacle))
         elif site.id in tokens:
-            reason = f"auto: layout {site.layout} is a transformer's; placement {site.placement} takes it"
-            answers[site.id] = ("", site.gated or reason)
+            text = f"auto: layout {site.layout} is a transformer's; placement {site.placement} takes it"
+            answers[site.id] = (False, site.gated or Reason("transformer", text))
         elif site.placement == "inner":
             answers[site.id] = _inner(site, site.id in inner, site.block in residual)
         elif site.placement == "standard":
@@ -65,36 +66,42 @@ def auto(sites: tuple[Site, ...]) -> Answers:
     blocks = [site for site in sites if site.placement != "conv" and answers[site.id][0] and not site.obstacle]
     if blocks or gates or fused or tokens:
         return answers
-    return answers | {site.id: ("convolution of a plain chain", "") for site in sites if site.placement == "conv"}
+    plain = Reason("plain-chain", "convolution of a plain chain")
+    return answers | {site.id: (True, plain) for site in sites if site.placement == "conv"}
 
 
-def _inner(site: Site, taken: bool, residual: bool) -> tuple[str, str]:
+def no_way(obstacle: Reason) -> Reason:
+    """That nothing can carry a block, under the code of what stands in the way."""
+    return Reason(obstacle.code, f"no way to insert: {obstacle}")
+
+
+def _inner(site: Site, taken: bool, residual: bool) -> Answer:
     kernel = "x".join(map(str, site.kernel))
     if taken:
-        return f"depthwise {kernel} followed by a 1x1 projection", ""
+        return True, Reason("depthwise-block", f"depthwise {kernel} followed by a 1x1 projection")
     why = "expands after its depthwise convolution" if site.depthwise else f"has a full {kernel} convolution"
-    return "", f"auto: the block {why}, so it takes standard" if residual else f"auto: it {why}, in no residual block"
+    if residual:
+        return False, Reason("takes-standard", f"auto: the block {why}, so it takes standard")
+    return False, Reason("no-block", f"auto: it {why}, in no residual block")
 
 
-def _standard(site: Site, by_inner: set[str], gates: dict[str, str]) -> tuple[str, str]:
+def _standard(site: Site, by_inner: set[str], gates: dict[str, Reason]) -> Answer:
     if site.block in by_inner:
-        return "", "auto: the block takes inner, before its 1x1 projection"
+        return False, Reason("takes-inner", "auto: the block takes inner, before its 1x1 projection")
     if site.nested:
-        return "", f"auto: its branch holds {site.nested} residual blocks of their own"
+        return False, Reason("nested", f"auto: its branch holds {site.nested} residual blocks of their own")
     if site.block in gates:
-        return "", gates[site.block]
-    return "residual block", ""
+        return False, gates[site.block]
+    return True, Reason("residual-block", "residual block")
 
 
-def _concat(
-    site: Site, branches: set[str], by_inner: set[str], standard: set[str], gates: dict[str, str]
-) -> tuple[str, str]:
+def _concat(site: Site, branches: set[str], by_inner: set[str], standard: set[str], gates: dict[str, Reason]) -> Answer:
     if site.id in branches:
-        return "", "auto: its branches hold blocks of their own"
+        return False, Reason("takes-branches", "auto: its branches hold blocks of their own")
     if site.block in gates:
-        return "", gates[site.block]
+        return False, gates[site.block]
     if site.block in by_inner:
-        return "", "auto: the block around it takes inner"
+        return False, Reason("takes-inner", "auto: the block around it takes inner")
     if site.block in standard:
-        return "", "auto: the residual block around it takes standard"
-    return "concatenated branches", ""
+        return False, Reason("takes-standard", "auto: the residual block around it takes standard")
+    return True, Reason("concatenated-branches", "concatenated branches")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from se_inject.errors import RulesError
-from se_inject.types import Cost, Decision
+from se_inject.types import Cost, Decision, Reason
 
 PLAIN = 23.30
 STAGE_GAIN = {1: PLAIN - 23.03, 2: PLAIN - 23.04, 3: PLAIN - 22.68}  # conv2_x, 3_x, 4_x; later ones as the last
@@ -72,14 +72,12 @@ def choose(
         elif best is None:
             least = cheapest[decision.site.id]
             cost = f"{least.parameters:,} parameters, {least.macs:,} MACs"
-            reason = f"budget {text}: other sites gain more for the {cost} that it takes at least"
-            chosen.append(Decision(decision.site, "skip", reason))
+            why = f"budget {text}: other sites gain more for the {cost} that it takes at least"
+            chosen.append(Decision(decision.site, "skip", Reason("over-budget", why)))
         else:
             at = f" at ratio {best.ratio:g}" if best.ratio else ""
-            reason = (
-                f"{decision.reason}; budget {text}: taken{at} for {best.parameters:,} parameters, {best.macs:,} MACs"
-            )
-            chosen.append(replace(best.decision, reason=reason))
+            why = f"{decision.reason}; budget {text}: taken{at} for {best.parameters:,} parameters, {best.macs:,} MACs"
+            chosen.append(replace(best.decision, reason=Reason(decision.reason.code, why)))
     return tuple(chosen)
 
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from se_inject.blocks import Block, find_block
-from se_inject.errors import RulesError, closest
-from se_inject.rules.auto import choose
+from se_inject.errors import NothingSelectedError, RulesError, closest
+from se_inject.rules.auto import choose, no_way
 from se_inject.rules.budget import RATIOS
 from se_inject.rules.schema import Rules
 from se_inject.rules.select import Answer, included, refusal, select
-from se_inject.types import Decision, Site
+from se_inject.types import Decision, Reason, Site
 
 # `inner` under `auto`: a quarter of the block's input channels, the convention of MBConv and RegNetY.
 INNER_DEFAULTS = {"rd_ratio": 0.25, "rd_base": "block"}
@@ -50,10 +50,10 @@ def decide(
 
         decisions = budget(decisions, alternatives)
     if unmatched := _unmatched(sites, rules):
-        raise RulesError(unmatched)
+        raise NothingSelectedError(unmatched, Reason("unmatched", unmatched))
     if not any(d.status == "insert" for d in decisions):
         offered = tuple(d for d in decisions if chosen[d.site.id][0])
-        raise RulesError(_nothing(sites, rules, offered or decisions))
+        raise _nothing(sites, rules, offered or decisions)
     return _renamed(decisions)
 
 
@@ -80,10 +80,10 @@ def _pool(decision: Decision) -> tuple[str, str]:
     return parent, re.sub(r"_\d+$", "", name)
 
 
-def _decide(site: Site, rules: Rules, chosen: tuple[str, str], selected: Answer | None, half: bool) -> Decision:
-    why, why_not = chosen
-    if selected is None or why_not:
-        return Decision(site, "skip", why_not)
+def _decide(site: Site, rules: Rules, chosen: tuple[bool, Reason], selected: Answer | None, half: bool) -> Decision:
+    taken, why = chosen
+    if selected is None or not taken:
+        return Decision(site, "skip", why)
     match, reason = selected
     defaults: dict[str, Any] = INNER_DEFAULTS if site.placement == "inner" and "auto" in rules.placement else {}
     spec = rules.spec(match, defaults, site)
@@ -98,7 +98,9 @@ def _decide(site: Site, rules: Rules, chosen: tuple[str, str], selected: Answer 
         raise RulesError(f"block {spec.name} at {site.id}: {error}.") from error
     if reason := block.refusal(site, init, kwargs):
         return Decision(site, "skip", reason)
-    return Decision(site, "insert", f"{why} ({site.note})" if site.note else why, spec.name, init, kwargs)
+    if site.note:
+        why = Reason(why.code, f"{why} ({site.note})")
+    return Decision(site, "insert", why, spec.name, init, kwargs)
 
 
 def require_options(rules: Rules) -> None:
@@ -118,21 +120,23 @@ def _known(options: dict[str, Any], block: Block) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in block.options}
 
 
-def _impossible(site: Site, rules: Rules, block: str, init: str, half: bool) -> str:
+def _impossible(site: Site, rules: Rules, block: str, init: str, half: bool) -> Reason | None:
     if site.gated and not rules.again:
         return site.gated
     if site.obstacle:
-        return f"no way to insert: {site.obstacle}"
+        return no_way(site.obstacle)
     layouts = find_block(block).layouts
     if layouts and site.layout not in layouts:
-        return f"layout {site.layout} (shape {list(site.shape)}); block {block} takes {', '.join(layouts)}"
+        text = f"layout {site.layout} (shape {list(site.shape)}); block {block} takes {', '.join(layouts)}"
+        return Reason("layout", text)
     if init not in find_block(block).inits:
-        return f"block {block} cannot start as {init}"
+        return Reason("start", f"block {block} cannot start as {init}")
     if init == "absorb" and half:
-        return "absorb is not exact in float16 (subnormals and overflow); use identity"
+        return Reason("float16", "absorb is not exact in float16 (subnormals and overflow); use identity")
     if init == "absorb" and not site.absorb:
-        return f"absorb: {site.absorb_obstacle}"
-    return ""
+        obstacle = site.absorb_obstacle or Reason("no-batch-norm", "no batch norm is known there")
+        return Reason(obstacle.code, f"absorb: {obstacle}")
+    return None
 
 
 def _unmatched(sites: tuple[Site, ...], rules: Rules) -> str:
@@ -147,17 +151,18 @@ def _unmatched(sites: tuple[Site, ...], rules: Rules) -> str:
     return ""
 
 
-def _nothing(sites: tuple[Site, ...], rules: Rules, decisions: tuple[Decision, ...]) -> str:
+def _nothing(sites: tuple[Site, ...], rules: Rules, decisions: tuple[Decision, ...]) -> NothingSelectedError:
     if not sites:
-        return (
+        text = (
             f"no place for {' or '.join(rules.placement)} found in this model. `se-inject list placements` says what "
             "is looked for; RepVGG and its like have `sum`, plain chains `conv`."
         )
-    kinds: dict[str, list[str]] = {}
-    for decision in decisions:  # each gate has a path of its own, and all are one reason
-        kinds.setdefault(re.sub(r"(?<=already gated by ).*", "", decision.reason), []).append(decision.reason)
-    # What says that another placement takes the block tells nothing when that one does not.
-    told = [found for kind, found in kinds.items() if not kind.endswith("takes standard")] or list(kinds.values())
-    found = max(told, key=lambda found: (len(found), found[0].startswith("already")))
-    reason, count = found[0], len(found)
-    return f"the rules select none of the {len(sites)} sites; most often ({count}): {reason}."
+        return NothingSelectedError(text, Reason("no-sites", text))
+    kinds: dict[str, list[Reason]] = {}
+    for decision in decisions:
+        kinds.setdefault(decision.reason.code, []).append(decision.reason)
+    # That another placement takes the block tells nothing when that one does not.
+    told = {code: found for code, found in kinds.items() if code != "takes-standard"} or kinds
+    found = max(told.values(), key=lambda found: (len(found), found[0].code == "gated"))
+    often = f"most often ({len(found)}{', for instance' if len(set(found)) > 1 else ''})"
+    return NothingSelectedError(f"the rules select none of the {len(sites)} sites; {often}: {found[0]}.", found[0])

@@ -1,8 +1,8 @@
 """Rules: what the user asks for, and which sites they take.
 
 From a dict, a YAML file, the name of a placement or of a preset. One table, ``FIELDS``, says what each key takes; the
-reader, the JSON Schema and the documentation follow from it. Conditions answer ``""`` or the reason why they say no;
-the first entry of ``sites`` that matches decides.
+reader, the JSON Schema and the documentation follow from it. Conditions answer None or the reason why they say
+no; the first entry of ``sites`` that matches decides.
 """
 
 from __future__ import annotations

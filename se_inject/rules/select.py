@@ -1,4 +1,4 @@
-"""Which sites the rules take: one function for each condition, ``""`` or the reason why it says no."""
+"""Which sites the rules take: one function for each condition, None or the reason why it says no."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable, Iterable
 
 from se_inject.rules.schema import Match, Rules
-from se_inject.types import Site
+from se_inject.types import Reason, Site
 
-Answer = tuple[Match | None, str]  # the entry that takes the site (None without entries), or why it is not taken
+# The entry that takes the site (None without entries), or why it is not taken.
+Answer = tuple[Match | None, Reason | None]
 
 
 def matches(pattern: str, names: Iterable[str]) -> bool:
@@ -32,61 +33,62 @@ def resolution(site: Site) -> int:
     return min(sides, default=0)
 
 
-def included(rule: Rules | Match, site: Site) -> str:
+def included(rule: Rules | Match, site: Site) -> Reason | None:
     if rule.include and not any(matches(p, names_of(site)) for p in rule.include):
-        return f"not included by {', '.join(rule.include)}"
-    return ""
+        return Reason("not-included", f"not included by {', '.join(rule.include)}")
+    return None
 
 
-def excluded(rule: Rules | Match, site: Site) -> str:
-    return next((f"excluded by {p}" for p in rule.exclude if matches(p, names_of(site))), "")
+def excluded(rule: Rules | Match, site: Site) -> Reason | None:
+    return next((Reason("excluded", f"excluded by {p}") for p in rule.exclude if matches(p, names_of(site))), None)
 
 
-def of_class(rule: Rules | Match, site: Site) -> str:
+def of_class(rule: Rules | Match, site: Site) -> Reason | None:
     if rule.classes and not any(matches(p, [site.cls]) for p in rule.classes):
-        return f"class {site.cls} is not among {', '.join(rule.classes)}"
-    return ""
+        return Reason("other-class", f"class {site.cls} is not among {', '.join(rule.classes)}")
+    return None
 
 
-def at_placement(rule: Rules | Match, site: Site) -> str:
+def at_placement(rule: Rules | Match, site: Site) -> Reason | None:
     """Of an entry; the placements of the rules themselves are a matter of policy."""
     if isinstance(rule, Match) and rule.placement and not {site.placement, "auto"} & set(rule.placement):
-        return f"placement {site.placement} is not among {', '.join(rule.placement)}"
-    return ""
+        return Reason("other-placement", f"placement {site.placement} is not among {', '.join(rule.placement)}")
+    return None
 
 
-def in_stage(rule: Rules | Match, site: Site) -> str:
+def in_stage(rule: Rules | Match, site: Site) -> Reason | None:
     if rule.stages and site.stage not in rule.stages:
-        return f"stage {site.stage} is not among stages {', '.join(map(str, rule.stages))}"
-    return ""
+        return Reason("other-stage", f"stage {site.stage} is not among stages {', '.join(map(str, rule.stages))}")
+    return None
 
 
-def wide_enough(rule: Rules | Match, site: Site) -> str:
+def wide_enough(rule: Rules | Match, site: Site) -> Reason | None:
     if site.channels < rule.min_channels:
-        return f"{site.channels} channels, fewer than min_channels {rule.min_channels}"
+        return Reason("too-narrow", f"{site.channels} channels, fewer than min_channels {rule.min_channels}")
     if rule.max_channels and site.channels > rule.max_channels:
-        return f"{site.channels} channels, more than max_channels {rule.max_channels}"
-    return ""
+        return Reason("too-wide", f"{site.channels} channels, more than max_channels {rule.max_channels}")
+    return None
 
 
-def resolved(rule: Rules | Match, site: Site) -> str:
+def resolved(rule: Rules | Match, site: Site) -> Reason | None:
     side = resolution(site)
     if side < rule.min_resolution:
-        return f"resolution {side}, below min_resolution {rule.min_resolution}"
+        return Reason("too-small", f"resolution {side}, below min_resolution {rule.min_resolution}")
     if rule.max_resolution and side > rule.max_resolution:
-        return f"resolution {side}, above max_resolution {rule.max_resolution}"
-    return ""
+        return Reason("too-large", f"resolution {side}, above max_resolution {rule.max_resolution}")
+    return None
 
 
-def of_kernel(rule: Rules | Match, site: Site) -> str:
+def of_kernel(rule: Rules | Match, site: Site) -> Reason | None:
     if rule.kernel and not set(site.kernel) & set(rule.kernel):
-        return f"kernel {'x'.join(map(str, site.kernel)) or 'unknown'} is not among {', '.join(map(str, rule.kernel))}"
+        kernel = "x".join(map(str, site.kernel)) or "unknown"
+        return Reason("other-kernel", f"kernel {kernel} is not among {', '.join(map(str, rule.kernel))}")
     if rule.depthwise is not None and site.depthwise is not rule.depthwise:
-        return "its convolution is depthwise" if site.depthwise else "its convolution is not depthwise"
-    return ""
+        return Reason("other-depthwise", f"its convolution is {'' if site.depthwise else 'not '}depthwise")
+    return None
 
 
-CONDITIONS: tuple[Callable[[Rules | Match, Site], str], ...] = (
+CONDITIONS: tuple[Callable[[Rules | Match, Site], Reason | None], ...] = (
     included,
     excluded,
     of_class,
@@ -98,21 +100,22 @@ CONDITIONS: tuple[Callable[[Rules | Match, Site], str], ...] = (
 )
 
 
-def refusal(rule: Rules | Match, site: Site) -> str:
-    """The first condition that says no, or ``""``."""
-    return next((reason for check in CONDITIONS if (reason := check(rule, site))), "")
+def refusal(rule: Rules | Match, site: Site) -> Reason | None:
+    """Why the first condition that says no does so; None when all agree."""
+    return next((reason for check in CONDITIONS if (reason := check(rule, site))), None)
 
 
-def thinned(rule: Rules | Match, sites: list[Site]) -> dict[str, str]:
+def thinned(rule: Rules | Match, sites: list[Site]) -> dict[str, Reason]:
     """Site id -> why it is left out by its place in the order: ``last`` of each stage, then ``every`` n-th."""
-    reasons: dict[str, str] = {}
+    reasons: dict[str, Reason] = {}
     if rule.last:
         last = {site.stage: site.id for site in sites}
-        reasons = {s.id: f"not the last of stage {s.stage}" for s in sites if last[s.stage] != s.id}
+        left_out = [site for site in sites if last[site.stage] != site.id]
+        reasons = {s.id: Reason("not-last", f"not the last of stage {s.stage}") for s in left_out}
     left = [site for site in sites if site.id not in reasons]
     for i, site in enumerate(left):
         if (i + 1) % rule.every:
-            reasons[site.id] = f"every {rule.every}: number {i + 1} in order is left out"
+            reasons[site.id] = Reason("every", f"every {rule.every}: number {i + 1} in order is left out")
     return reasons
 
 
@@ -135,10 +138,10 @@ def select(rules: Rules, sites: Iterable[Site]) -> dict[str, Answer]:
         else:
             taken = [site for site in left if not refusal(entry, site)]
             thin = thinned(entry, taken)
-            answers |= {site.id: (None, thin[site.id]) if site.id in thin else (entry, "") for site in taken}
+            answers |= {site.id: (None, thin[site.id]) if site.id in thin else (entry, None) for site in taken}
         left = [site for site in left if site.id not in answers]
     only_excludes = all(e == Match(exclude=e.exclude) for e in rules.sites)
-    reason = "" if only_excludes else "no entry of sites matches it"
+    reason = None if only_excludes else Reason("no-entry", "no entry of sites matches it")
     return answers | {site.id: (None, reason) for site in left}
 
 

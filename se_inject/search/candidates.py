@@ -11,6 +11,7 @@ from se_inject.search.flow import Join, concats, dense, joins
 from se_inject.search.nodes import shape
 from se_inject.trace.calls import Call
 from se_inject.trace.records import record_of
+from se_inject.types import Reason
 
 
 @dataclass(eq=False)
@@ -25,8 +26,8 @@ class Candidate:
     kernel: tuple[int, ...] = ()
     depthwise: bool = False
     projects: bool = False
-    gated: str = ""
-    gate_on_branch: str = ""  # a gate elsewhere on the residual branch
+    gated: Reason | None = None
+    gate_on_branch: Reason | None = None  # a gate elsewhere on the residual branch
     user: fx.Node | None = None  # the block stands between the value and this one user, not before all of them
     name: str = "se"  # of the new child
     group: Join | None = None  # the concatenation that it is, or is on a branch of

@@ -34,7 +34,7 @@ from se_inject.trace.source import (
     parse,
     position,
 )
-from se_inject.types import Carrier, Position
+from se_inject.types import Carrier, Position, Reason
 
 SLOTS = ("se", "attn")  # what the zoos call the attribute that holds channel attention
 CHILD = "se"
@@ -67,38 +67,39 @@ class Index:
                 self.parameters[id(parameter)] += 1
 
 
-def carrier(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, str]:
+def carrier(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, Reason | None]:
     """The carrier for a block behind ``node``, or the reason why there is none."""
     if isinstance(call.module, fx.GraphModule):
         return _graph(index, call, node)
     slot = _slot(index, call, node)
     if slot is not None:
-        return Carrier("slot", call.path, slot), ""
+        return Carrier("slot", call.path, slot), None
     found, reason = _source(index, call, node)
     if found is not None or node.op != "call_module":
         return found, reason
     found, other = _wrap_output(index, call, node)
-    return found, other and f"{reason}; {other}"
+    return found, other and reason and Reason(reason.code, f"{reason}; {other}")
 
 
-def edge(index: Index, call: Call, node: fx.Node, user: fx.Node, name: str) -> tuple[Carrier | None, str]:
+def edge(index: Index, call: Call, node: fx.Node, user: fx.Node, name: str) -> tuple[Carrier | None, Reason | None]:
     """The carrier for a block between ``node`` and one user of it, or the reason why there is none."""
     if isinstance(call.module, fx.GraphModule):
         return _graph(index, call, node, record_of(user).fx_node)
     operands: list[int | str] = [i for i, arg in enumerate(user.args) if arg is node]
     operands += [key for key, arg in user.kwargs.items() if arg is node]
     if len(operands) != 1:
-        return None, f"{user.name} takes the value {len(operands)} times, or in a list"
+        return None, Reason("taken-twice", f"{user.name} takes the value {len(operands)} times, or in a list")
     return _source(index, call, user, name, operands[0])
 
 
-def _graph(index: Index, call: Call, node: fx.Node, user: str | None = None) -> tuple[Carrier | None, str]:
+def _graph(index: Index, call: Call, node: fx.Node, user: str | None = None) -> tuple[Carrier | None, Reason | None]:
     place = record_of(node).fx_node or node.name
     if len({_upstream(graph, place, user) for graph in graphs_of(call.module)}) > 1:
-        return None, f"{type(call.module).__name__} has a graph for each mode, and {place} is not the same in both"
+        kind = type(call.module).__name__
+        return None, Reason("two-graphs", f"{kind} has a graph for each mode, and {place} is not the same in both")
     owner = record_of(node).path.rpartition(".")[0].removeprefix(call.path).lstrip(".")
     name = free_name(index, _submodule(call.module, owner))
-    return Carrier("graph", call.path, f"{owner}.{name}" if owner else name, node=place, user=user), ""
+    return Carrier("graph", call.path, f"{owner}.{name}" if owner else name, node=place, user=user), None
 
 
 def _upstream(graph: fx.Graph, place: str, user: str | None) -> frozenset[str]:
@@ -120,32 +121,36 @@ def _submodule(module: nn.Module, path: str) -> nn.Module:
 
 def _source(
     index: Index, call: Call, node: fx.Node, base: str = CHILD, operand: int | str | None = None
-) -> tuple[Carrier | None, str]:
+) -> tuple[Carrier | None, Reason | None]:
     span = record_of(node).span
     if span is None and node.target is operator.getitem:
         (several,) = node.all_input_nodes
-        return None, f"it is one of several values that {label(several)} returns"
+        return None, Reason("one-of-several", f"it is one of several values that {label(several)} returns")
     if span is None:
-        return None, "Python kept no position of it in the source"
+        return None, Reason("no-position", "Python kept no position of it in the source")
     if span.code.co_filename.startswith(TORCH_DIR):
-        return None, f"{type(call.module).__name__} runs it in a loop of torch's own"
+        return None, Reason("torch-loop", f"{type(call.module).__name__} runs it in a loop of torch's own")
     if not span.direct:
-        return None, f"it is computed inside a function that {span.cls.__name__}.{span.method} calls"
+        return None, Reason("helper", f"it is computed inside a function that {span.cls.__name__}.{span.method} calls")
     if index.spans[call, (span.code, span.extent)] > 1:
-        return None, f"{span.cls.__name__}.{span.method} runs the expression more than once in one forward (a loop)"
+        text = f"{span.cls.__name__}.{span.method} runs the expression more than once in one forward (a loop)"
+        return None, Reason("loop", text)
     if isinstance(call.module, CONTAINERS):
-        return None, f"{type(call.module).__name__} runs all its children, and would run a new one too"
+        text = f"{type(call.module).__name__} runs all its children, and would run a new one too"
+        return None, Reason("container", text)
     if reason := _unfit(call.module):
         return None, reason
     if current_code(type(call.module), span.method) is not span.code:
-        return None, f"{span.cls.__name__}.{span.method} is overridden in {type(call.module).__name__}"
+        text = f"{span.cls.__name__}.{span.method} is overridden in {type(call.module).__name__}"
+        return None, Reason("overridden", text)
     try:
         place = position(span, operand, node.op == "call_method")
     except ValueError as error:
-        return None, str(error)
+        return None, Reason("no-source", str(error))
     if _dropped(span, place):
-        return None, f"{span.cls.__name__}.{span.method} makes it by a statement whose value is dropped"
-    return Carrier("source", call.path, free_name(index, call.module, base), place), ""
+        text = f"{span.cls.__name__}.{span.method} makes it by a statement whose value is dropped"
+        return None, Reason("value-dropped", text)
+    return Carrier("source", call.path, free_name(index, call.module, base), place), None
 
 
 def _dropped(span: CodeSpan, place: Position) -> bool:
@@ -158,32 +163,35 @@ def _dropped(span: CodeSpan, place: Position) -> bool:
     )
 
 
-def _wrap_output(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, str]:
+def _wrap_output(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, Reason | None]:
     path, module = record_of(node).path, module_of(node)
     name = type(module).__name__
     if index.runs[path] != index.runs[call.path]:
-        return None, f"{path} ({name}) is called {index.runs[path]} times in one forward, and not only here"
+        text = f"{path} ({name}) is called {index.runs[path]} times in one forward, and not only here"
+        return None, Reason("called-again", text)
     if isinstance(module, nn.modules.batchnorm._NormBase):
         # Conversions (SyncBatchNorm, freezing, fusion) put another module in its place, and the block would be gone.
         if result(call) is node and type(call.module).forward is nn.Sequential.forward:
-            return Carrier("append", call.path, free_name(index, call.module)), ""
+            return Carrier("append", call.path, free_name(index, call.module)), None
         return _wrap_input(index, call, node)
     if type(module).forward is nn.Sequential.forward and follows_class(module):
-        return Carrier("append", path, free_name(index, module)), ""
+        return Carrier("append", path, free_name(index, module)), None
     if reason := _unfit(module):
         return None, reason
     if isinstance(module, CONTAINERS):
         if type(call.module).forward is not nn.Sequential.forward or any(map(str.isdecimal, call.module._modules)):
-            return None, f"{name} runs all its children, and would run a new one too"
+            return None, Reason("container", f"{name} runs all its children, and would run a new one too")
         child = str(node.target)  # its siblings have names, and keep them
-        return Carrier("sequential_after", call.path, free_name(index, call.module, f"{child}_{CHILD}"), node=child), ""
-    return Carrier("wrap_output", path, free_name(index, module)), ""
+        return Carrier(
+            "sequential_after", call.path, free_name(index, call.module, f"{child}_{CHILD}"), node=child
+        ), None
+    return Carrier("wrap_output", path, free_name(index, module)), None
 
 
-def _wrap_input(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, str]:
+def _wrap_input(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, Reason | None]:
     """The next child gates what it takes, when it is the only one that does."""
     path, name = record_of(node).path, type(module_of(node)).__name__
-    reason = f"{path} is a {name}, which conversions replace, and the block with it"
+    reason = Reason("replaced", f"{path} is a {name}, which conversions replace, and the block with it")
     user = next(iter(node.users)) if len(node.users) == 1 else None
     if user is None or user.op != "call_module" or user.args[:1] != (node,) or isinstance(call.module, fx.GraphModule):
         return None, reason
@@ -196,7 +204,7 @@ def _wrap_input(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None
         first_argument(parse(text), text)
     except ValueError:
         return None, reason
-    return Carrier("wrap_input", user_path, free_name(index, module)), ""
+    return Carrier("wrap_input", user_path, free_name(index, module)), None
 
 
 def follows_class(module: nn.Module) -> bool:
@@ -209,14 +217,16 @@ def follows_class(module: nn.Module) -> bool:
     return isinstance(forward, MethodType) and forward.__self__ is module and forward.__func__ is own
 
 
-def _unfit(module: nn.Module) -> str:
+def _unfit(module: nn.Module) -> Reason | None:
     """Why a module cannot become an instance of a generated class."""
     name = type(module).__name__
     if not follows_class(module) or isinstance(module, fx.GraphModule):
-        return f"forward is set on the instance of {name}, and is not its class's: give it in a subclass"
+        text = f"forward is set on the instance of {name}, and is not its class's: give it in a subclass"
+        return Reason("own-forward", text)
     if parametrize.is_parametrized(module):
-        return f"{name} is parametrized: its class is torch's own until the parametrization is removed"
-    return ""
+        text = f"{name} is parametrized: its class is torch's own until the parametrization is removed"
+        return Reason("parametrized", text)
+    return None
 
 
 def free_name(index: Index, module: nn.Module, base: str = CHILD) -> str:
@@ -302,7 +312,7 @@ def reaches(node: fx.Node, path: str) -> bool:
     return False
 
 
-def batch_norm(index: Index, node: fx.Node) -> tuple[str, str]:
+def batch_norm(index: Index, node: fx.Node) -> tuple[str, Reason | None]:
     """Path of the batch norm whose doubling a halved gate at ``node`` undoes exactly, or the reason why none does."""
     current: fx.Node | None = node
     while current is not None:
@@ -310,27 +320,28 @@ def batch_norm(index: Index, node: fx.Node) -> tuple[str, str]:
             if o.kind == "norm":
                 return _affine(index, o.path)
             if o.kind not in ("pass", "scale", "permute", "pool", "blur") and o.name not in HOMOGENEOUS:
-                return "", f"between it and a batch norm stands {o.name or o.kind}, which does not scale with its input"
+                stands = f"between it and a batch norm stands {o.name or o.kind}"
+                return "", Reason("not-scaling", f"{stands}, which does not scale with its input")
             if len(data(inner)) != 1 or len(data(inner)[0].users) != 1:
-                return "", "the value before it is used elsewhere too"
+                return "", Reason("used-elsewhere", "the value before it is used elsewhere too")
         current = data(current)[0] if len(data(current)) == 1 else None
         if current is not None and len(current.users) != 1:
-            return "", "the value before it is used elsewhere too"
-    return "", "no batch norm stands before it"
+            return "", Reason("used-elsewhere", "the value before it is used elsewhere too")
+    return "", Reason("no-batch-norm", "no batch norm stands before it")
 
 
-def _affine(index: Index, path: str) -> tuple[str, str]:
+def _affine(index: Index, path: str) -> tuple[str, Reason | None]:
     module: Any = _submodule(index.trace.root, path)
     name = f"{path or 'the model itself'} ({type(module).__name__})"
     norm: bool = isinstance(module, nn.modules.batchnorm._BatchNorm)
     if not norm:
-        return "", f"{name} is not a batch norm with weight and bias"
+        return "", Reason("not-affine", f"{name} is not a batch norm with weight and bias")
     if parametrize.is_parametrized(module):
-        return "", f"{name} is parametrized"
+        return "", Reason("parametrized", f"{name} is parametrized")
     if module.weight is None or module.bias is None:
-        return "", f"{name} has no weight and bias"
+        return "", Reason("not-affine", f"{name} has no weight and bias")
     if index.runs[path] != 1:
-        return "", f"{name} is called {index.runs[path]} times in one forward"
+        return "", Reason("called-again", f"{name} is called {index.runs[path]} times in one forward")
     if any(index.parameters[id(p)] != 1 for p in (module.weight, module.bias)):
-        return "", f"{name} shares its weight with another module"
-    return path, ""
+        return "", Reason("shared-weight", f"{name} shares its weight with another module")
+    return path, None

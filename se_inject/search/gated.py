@@ -10,6 +10,7 @@ from se_inject.search.chains import chain, gate, steps
 from se_inject.search.nodes import data, label, result
 from se_inject.search.words import Op
 from se_inject.trace.records import record_of
+from se_inject.types import Reason
 
 BETWEEN = ("act", "norm", "pass", "scale", "bias", "permute")  # what may stand between a value and its gate
 
@@ -30,29 +31,34 @@ def made_by(node: fx.Node) -> Iterator[tuple[Op, fx.Node]]:
         node = data(node)[0]
 
 
-def gated(node: fx.Node) -> str:
+def by_gate(place: fx.Node | str) -> Reason:
+    """That the gate at a node, or of a path, stands there already."""
+    return Reason("gated", f"already gated by {place if isinstance(place, str) else label(place)}")
+
+
+def gated(node: fx.Node) -> Reason | None:
     """Why the value counts as gated already: the gate that made it, norms and activations looked through."""
     for o, maker in made_by(node):
         if o.kind == "gate":
-            return f"already gated by {label(maker)}"
+            return by_gate(maker)
         if o.kind not in BETWEEN:
             break
-    return ""
+    return None
 
 
-def gated_next(node: fx.Node) -> str:
+def gated_next(node: fx.Node) -> Reason | None:
     """Why the value counts as gated already: the gate that it goes into, norms and activations looked through."""
     for user in node.users:
         if user.op.startswith("call") and (gate(user) is node or begins_gated(user)):
-            return f"already gated by {label(user)}"
-    return ""
+            return by_gate(user)
+    return None
 
 
-def begins_gated(node: fx.Node) -> str:
+def begins_gated(node: fx.Node) -> Reason | None:
     """Why what ``node`` takes counts as gated already: it begins with a gate, norms and activations looked through."""
     for o in chain(node):
         if o.kind == "gate":
-            return f"already gated by {label(node)}"
+            return by_gate(node)
         if o.kind not in BETWEEN:
             break
-    return ""
+    return None

@@ -8,11 +8,13 @@ from torch import fx
 
 from se_inject.search.candidates import Flow
 from se_inject.search.chains import chain, gate, passes
-from se_inject.search.nodes import data, label, op, result, shape
+from se_inject.search.gated import by_gate
+from se_inject.search.nodes import data, op, result, shape
 from se_inject.search.units import side_by_side, unit
 from se_inject.search.words import PRODUCTS, SIGMOIDS, Op
 from se_inject.trace.calls import Call
 from se_inject.trace.records import record_of
+from se_inject.types import Reason
 
 
 @dataclass
@@ -22,7 +24,7 @@ class Way:
     call: Call
     place: fx.Node  # the last value before the next layer, in the graph of ``call``
     layer: Op | None = None  # that layer, if it is a convolution
-    gated: str = ""  # the gate met on the way
+    gated: Reason | None = None  # the gate met on the way
 
 
 def follow(flow: Flow, call: Call, node: fx.Node, depthwise: bool) -> Way:
@@ -35,7 +37,7 @@ def follow(flow: Flow, call: Call, node: fx.Node, depthwise: bool) -> Way:
     while True:
         if gates := _gates(current):
             current = gates[0]
-            way.gated = _gated_by(current)
+            way.gated = by_gate(current)
             continue
         user = _only_user(flow, here, current, depthwise)
         layer = unit(user) if user is not None else _pointwise(flow, here, current) if depthwise else None
@@ -51,7 +53,7 @@ def follow(flow: Flow, call: Call, node: fx.Node, depthwise: bool) -> Way:
                 way.call, way.place = outer
         elif _through(user, current, depthwise):
             if any(o.kind == "gate" for o in chain(user)):
-                way.gated = _gated_by(user)
+                way.gated = by_gate(user)
             if not passes(user) and not way.gated and not inside:
                 way.place = user
             current = user
@@ -60,10 +62,6 @@ def follow(flow: Flow, call: Call, node: fx.Node, depthwise: bool) -> Way:
             if inner is None:
                 return way
             (here, current), inside = inner, True
-
-
-def _gated_by(node: fx.Node) -> str:
-    return f"already gated by {label(node)}"
 
 
 def _gates(node: fx.Node) -> list[fx.Node]:

@@ -13,7 +13,7 @@ from se_inject.search.axes import area, channel_axis, channels
 from se_inject.search.candidates import Candidate, Flow
 from se_inject.search.chains import chain, depth, gate, holds_gate, passes
 from se_inject.search.flow import end
-from se_inject.search.gated import begins_gated, gated, gated_next
+from se_inject.search.gated import begins_gated, by_gate, gated, gated_next
 from se_inject.search.inner import early, inner
 from se_inject.search.nodes import data, result, shape
 from se_inject.search.units import acts, behind, gates, tail, unit
@@ -32,9 +32,7 @@ def standard(flow: Flow, call: Call) -> Iterator[Candidate]:
                 entering = sum(channels(shortcut.operand) for shortcut in join.shortcuts)
             else:
                 entering = channels(join.fork) if join.fork is not None else channels(join.shortcuts[0].operand)
-            on_branch = next(
-                (f"already gated by {place}" for n in sorted(branch.nodes) if (place := holds_gate(n))), ""
-            )
+            on_branch = next((by_gate(place) for n in sorted(branch.nodes) if (place := holds_gate(n))), None)
             yield Candidate(
                 "standard", call, node, entering, join, gated=gated(branch.operand), gate_on_branch=on_branch
             )
@@ -68,7 +66,7 @@ def identity(flow: Flow, call: Call) -> Iterator[Candidate]:
             entering = channels(join.fork or branch.operand)
             user = next(iter(n for n in branch.operand.users if n is join.node or n in join.parts), None)
             own = any(o.kind == "gate" for n in branch.nodes for o in chain(n))  # and not one before the fork
-            reason = gated(branch.operand) if own else ""
+            reason = gated(branch.operand) if own else None
             if user is not None:
                 yield Candidate("identity", call, branch.operand, entering, join, gated=reason, user=user)
 

@@ -18,7 +18,7 @@ from se_inject.search.placements import PLACEMENTS
 from se_inject.trace.calls import CONTAINERS, Call, Trace
 from se_inject.trace.records import record_of
 from se_inject.trace.source import bypassing_condition
-from se_inject.types import Carrier, Site
+from se_inject.types import Carrier, Reason, Site
 
 BLOCKS = ("standard", "inner", "concat")  # placements that say where the model's blocks are
 
@@ -99,25 +99,27 @@ def _site(index: Index, group: list[Candidate], nested: dict[Join, int], stage: 
     first = group[0]
     axis = channel_axis(first.node)
     channels = {channels_of(c.node) for c in group}
-    obstacle = ""
+    obstacle: Reason | None = None
     if len(channels) > 1:
-        obstacle = f"it has different channels in different calls: {sorted(channels)}"
+        obstacle = Reason("channels-vary", f"it has different channels in different calls: {sorted(channels)}")
     if axis is None:
-        obstacle = f"the channel axis of shape {list(shape(first.node))} is not known"
+        obstacle = Reason("axis-unknown", f"the channel axis of shape {list(shape(first.node))} is not known")
+    reason: Reason | None
+    absorb_obstacle: Reason | None
     if first.user is not None:
         found, reason = edge(index, first.call, first.node, first.user, first.name)
-        norm, absorb_obstacle = "", "other values than the gated one go through the batch norm before it"
+        text = "other values than the gated one go through the batch norm before it"
+        norm, absorb_obstacle = "", Reason("other-values", text)
     else:
         found, reason = carrier(index, first.call, first.node)
         norm, absorb_obstacle = batch_norm(index, first.node)
     maker = first.user or first.node
     runs = index.ran[first.call.path, record_of(maker).span, maker.target]
     if found is not None and found.kind not in ("graph", "slot") and runs != len(group):
-        obstacle = (
-            f"{first.call.path or 'the model'} runs it {runs} times, and it is such a place in {len(group)} of them"
-        )
+        text = f"{first.call.path or 'the model'} runs it {runs} times, and it is such a place in {len(group)} of them"
+        obstacle = Reason("other-calls", text)
     if axis == 0:
-        obstacle = f"the value of shape {list(shape(first.node))} has no batch axis"
+        obstacle = Reason("no-batch-axis", f"the value of shape {list(shape(first.node))} has no batch axis")
     return Site(
         id="",
         placement=first.placement,
@@ -135,22 +137,23 @@ def _site(index: Index, group: list[Candidate], nested: dict[Join, int], stage: 
         depthwise=first.depthwise,
         projects=first.projects,
         nested=nested.get(first.around, 0) if first.around is not None and first.placement == "standard" else 0,
-        gated=next((c.gated for c in group if c.gated), ""),
-        gate_on_branch=next((c.gate_on_branch for c in group if c.gate_on_branch), ""),
+        gated=next((c.gated for c in group if c.gated), None),
+        gate_on_branch=next((c.gate_on_branch for c in group if c.gate_on_branch), None),
         carrier=found,
-        obstacle=obstacle or ("" if found else reason),
+        obstacle=obstacle or (None if found else reason),
         note=_other_path(maker, found),
         absorb=norm,
         absorb_obstacle=absorb_obstacle,
     )
 
 
-def _other_path(maker: fx.Node, found: Carrier | None) -> str:
+def _other_path(maker: fx.Node, found: Carrier | None) -> Reason | None:
     span = record_of(maker).span
     if span is None or found is None or found.kind != "source":
-        return ""
+        return None
     line = bypassing_condition(span)
-    return f"on one path of {span.method}: the condition in its line {line} can take another" if line else ""
+    text = f"on one path of {span.method}: the condition in its line {line} can take another"
+    return Reason("one-path", text) if line else None
 
 
 def _named(pairs: list[tuple[Site, Candidate]]) -> Iterator[Site]:

@@ -20,14 +20,17 @@ from se_inject.trace.calls import Call, Names, Trace
 from se_inject.trace.recorder import record
 from se_inject.trace.records import record_of
 from se_inject.trace.source import methods
-from se_inject.types import Site
+from se_inject.types import Reason, Site
+
+EVAL_ONLY = Reason("eval-mode-only", "runs in eval mode only")
+TRAIN_ONLY = Reason("train-mode-only", "it runs in train mode only")
 
 
 def train_only(trace: Trace, found: Found, placements: Collection[str]) -> Found:
     """``found`` with a note on every site that does not run in train mode; sites of ``placements`` that run only there
     are added, with that as their obstacle."""
     owners = {site.owner for site in found.sites}
-    notes: dict[str, str] = {}
+    notes: dict[str, Reason] = {}
     extra: dict[str, Site] = {}
     same: set[Any] = set()  # kinds of modules that go the same way in both modes: of each, one is recorded
     by_path: dict[str, list[Call]] = {}
@@ -48,12 +51,12 @@ def train_only(trace: Trace, found: Found, placements: Collection[str]) -> Found
         told = len(notes) + len(extra)
         for site in found.sites:
             if site.owner == call.path and not _of(site, found) <= in_training:
-                notes[site.id] = "runs in eval mode only"
+                notes[site.id] = EVAL_ONLY
         again = find(Trace(trace.root, trace.inputs, training), placements) if in_training - in_eval else Found((), {})
         for site in again.sites:
             if site.owner == call.path and not _of(site, again) & in_eval:
                 name = site.id if all(site.id != s.id for s in found.sites) else f"{site.id}_train"
-                extra.setdefault(name, replace(site, id=name, obstacle="it runs in train mode only"))
+                extra.setdefault(name, replace(site, id=name, obstacle=TRAIN_ONLY))
         if len(notes) + len(extra) == told:
             same.add(kind)
     sites = [replace(site, note=notes.get(site.id, site.note)) for site in found.sites]

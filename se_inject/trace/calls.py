@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from se_inject.guard import wrapped_in
 from se_inject.inputs import Inputs
 from se_inject.trace.skeleton import tensors
+from se_inject.types import Reason
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -49,7 +50,7 @@ class Trace:
     root: nn.Module  # the skeleton
     inputs: Inputs
     calls: list[Call]
-    notes: list[str] = field(default_factory=list)
+    notes: list[Reason] = field(default_factory=list)
 
     @functools.cached_property
     def names(self) -> Names:

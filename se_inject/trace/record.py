@@ -18,6 +18,7 @@ from se_inject.inputs import Inputs
 from se_inject.trace.calls import Names, Trace
 from se_inject.trace.recorder import record
 from se_inject.trace.skeleton import share, skeleton, to_meta
+from se_inject.types import Reason
 
 
 @torch.inference_mode(False)
@@ -27,7 +28,7 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool = False) -> Trace:
     Where an operator has no meta kernel (NMS), one real forward is run instead, on shared weights and cloned
     buffers, and ``Trace.notes`` says so. Raises ``TraceError`` when neither works.
     """
-    notes: list[str] = []
+    notes: list[Reason] = []
     root = skeleton(model).train(training)
     meta = inputs.map(to_meta)
     try:
@@ -39,7 +40,8 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool = False) -> Trace:
                 f"{type(model).__name__} cannot be run on meta tensors ({reason}), and it has no weights. "
                 "Give it weights, or an example input that fits it."
             ) from error
-    notes.append(f"run on real tensors, because the model cannot run on meta tensors: {reason}")
+    text = f"run on real tensors, because the model cannot run on meta tensors: {reason}"
+    notes.append(Reason("real-run", text))
     root, real = skeleton(model, keep=share).train(training), inputs.map(share)  # a forward may write its arguments
     try:
         return Trace(root, real, record(Names(root), root, real), notes)

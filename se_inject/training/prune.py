@@ -25,7 +25,7 @@ from se_inject.injection.plan import follow_plan
 from se_inject.inputs import Inputs, resolve
 from se_inject.surgery import splice
 from se_inject.surgery.fingerprint import fingerprint
-from se_inject.types import Decision, Plan, Pruned
+from se_inject.types import Decision, Plan, Pruned, Reason
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def prune(model: nn.Module, batch: Any, threshold: float = 1e-3) -> Pruning:
     model = unwrap(model)
     plan, inputs = splice.plan_of(model), resolve(model, batch)
     deviations, outputs = _deviations(model, plan, inputs)
-    reason = f"pruned: within {threshold:g} of the identity on a batch"
+    reason = Reason("pruned", f"pruned: within {threshold:g} of the identity on a batch")
     decisions = tuple(
         Decision(d.site, "skip", reason) if d.status == "insert" and deviations[d.key] <= threshold else d
         for d in plan.decisions

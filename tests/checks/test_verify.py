@@ -407,7 +407,7 @@ def test_keys_that_are_not_as_planned(what: str, detail: str) -> None:
     case = Case(model)
     assert case.keys().passed is True
     spoil(what)(case.result)
-    assert case.keys() == Check("keys", False, detail)
+    assert case.keys() == Check("keys", False, detail, "keys")
 
 
 def test_keys_under_absorb() -> None:
@@ -419,10 +419,10 @@ def test_keys_under_absorb() -> None:
     )
     with torch.no_grad():
         case.result.blocks[0].bn2.weight.mul_(2)
-    assert case.keys() == Check("keys", False, "1 keys not doubled, the first is blocks.0.bn2.weight")
+    assert case.keys() == Check("keys", False, "1 keys not doubled, the first is blocks.0.bn2.weight", "keys")
     del case.result.blocks[0].bn2.weight
     case.result.blocks[0].bn2.register_parameter("weight", None)
-    assert case.keys() == Check("keys", False, "1 keys lost, the first is blocks.0.bn2.weight")
+    assert case.keys() == Check("keys", False, "1 keys lost, the first is blocks.0.bn2.weight", "keys")
 
 
 # -- 5. overhead ------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from se_inject.injection import inject as injection
 from se_inject.injection import plan as planning
 from se_inject.output import atomic as write_module
 from se_inject.output.formats import whole
+from se_inject.reasons import REASONS
 from se_inject.surgery import splice
 from tests.helpers import ROOT
 from tests.processes import Started
@@ -313,7 +314,7 @@ def test_json(here: Path) -> None:
     assert json.loads(ok("convert", *RANDOM, "-o", "o", "--json").stdout)["plan"]["model"] == "cli_nets:make"
     plan = json.loads(ok("plan", *TINY, "--json").stdout)
     assert {d["status"] for d in plan["decisions"]} <= {"insert", "skip"} and all(
-        d["reason"] for d in plan["decisions"]
+        d["reason"]["code"] in REASONS and d["reason"]["text"] for d in plan["decisions"]
     )
     assert json.loads(ok("plan", *TINY, "--explain", "blocks.0", "--json").stdout)["path"] == "blocks.0"
     checks = json.loads(ok("verify", "o", "--model", "cli_nets:make", "--json").stdout)

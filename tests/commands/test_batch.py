@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import os
@@ -34,7 +35,8 @@ from se_inject.commands.batch.summary import Row
 from se_inject.commands.report import read_report
 from se_inject.parallel import pool
 from se_inject.rules.schema import Rules
-from tests.helpers import ROOT, randomise
+from se_inject.types import Reason
+from tests.helpers import ROOT, randomise, says
 from tests.processes import Started
 from tests.tiny import Net
 
@@ -58,6 +60,11 @@ def batch(folder: Path, *options: str, code: int = 0) -> dict[str, dict[str, Any
     found = json.loads(result.stdout)
     assert Counter(row["status"] for row in found["entries"]) == found["counts"]
     return {row["name"]: row for row in found["entries"]}
+
+
+def told(row: dict[str, Any], code: str, text: str) -> bool:
+    """Whether a row failed for a reason of this code, with the text in it."""
+    return says(Reason(**row["reason"]), code, text)
 
 
 def statuses(rows: dict[str, dict[str, Any]]) -> dict[str, str]:
@@ -99,14 +106,17 @@ def test_one_failure_does_not_stop_the_rest(tmp_path: Path) -> None:
     )
     rows = batch(tmp_path, code=1)
     assert statuses(rows) == {"net000": "failed", "no": "failed", "net001": "converted"}
-    assert "no such file" in rows["no"]["reason"] and "does not fit the model" in rows["net000"]["reason"]
+    assert told(rows["no"], "load", "no such file") and told(rows["net000"], "load", "does not fit the model")
     assert rows["net001"]["blocks"] == 1 and rows["no"]["blocks"] is None
     with (tmp_path / "out" / "summary.csv").open(newline="") as file:
         table = {row["name"]: row for row in csv.DictReader(file)}
     assert {name: row["status"] for name, row in table.items()} == statuses(rows)
-    assert table["no"]["reason"] == rows["no"]["reason"] and table["no"]["weights"] == "no.pth"
+    assert {"code": table["no"]["code"], "text": table["no"]["reason"]} == rows["no"]["reason"] and table["no"][
+        "weights"
+    ] == "no.pth"
     page = (tmp_path / "out" / "summary.html").read_text()
-    assert 'href="net001/report.html"' in page and "net000/report.html" not in page and "no such file" in page
+    assert 'href="net001/report.html"' in page and "net000/report.html" not in page
+    assert html.escape(rows["no"]["reason"]["text"]) in page
 
 
 def test_what_is_done_is_not_done_again_whatever_its_name(two: Path) -> None:
@@ -124,7 +134,7 @@ def test_what_has_changed_is_done_again_if_it_may_be_replaced(two: Path) -> None
     torch.save(randomise(Net(), 7).state_dict(), two / "net000.pth")
     rows = batch(two, code=1)
     assert statuses(rows) == {"net000": "failed", "net001": "done before"}
-    assert "other weights" in rows["net000"]["reason"] and "--force" in rows["net000"]["reason"]
+    assert told(rows["net000"], "write", "other weights") and told(rows["net000"], "write", "--force")
     assert statuses(batch(two, "--force")) == {"net000": "converted", "net001": "done before"}
     assert statuses(batch(two)) == {"net000": "done before", "net001": "done before"}
 
@@ -197,7 +207,7 @@ def test_a_shard_that_is_missing_is_named(two: Path) -> None:
     shard = sorted((two / "shards").glob("*.safetensors"))[-1]
     shard.unlink()
     (two / "m.yaml").write_text(f"- {{{MODEL}, checkpoint: shards}}")
-    assert shard.name in batch(two, code=1)["shards"]["reason"]
+    assert told(batch(two, code=1)["shards"], "load", shard.name)
 
 
 def test_more_memory_than_planned_is_said(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,7 +286,7 @@ def test_what_a_killed_run_left_goes(two: Path) -> None:
 def test_a_file_in_the_way_and_the_manifest_itself_stay(two: Path) -> None:
     (two / "out" / "net000").rename(two / "kept")
     (two / "out" / "net000").touch()
-    assert "is a file" in batch(two, "--force", code=1)["net000"]["reason"]
+    assert told(batch(two, "--force", code=1)["net000"], "write", "is a file")
     manifest = two / "out" / "summary.csv"
     manifest.write_text("model,random_init\ntimm:resnet18,true\n")
     result = CliRunner().invoke(main, ["batch", str(manifest), "-o", str(two / "out")])
@@ -288,7 +298,7 @@ def test_code_in_a_checkpoint_runs_by_the_flag_alone(tmp_path: Path) -> None:
     state = Net().state_dict()
     torch.save({"state_dict": state, "epoch": Harmless()}, tmp_path / "a.pth")
     (tmp_path / "m.yaml").write_text(f"- {{{MODEL}, checkpoint: a.pth}}")
-    assert "Harmless" in batch(tmp_path, code=1)["a"]["reason"]
+    assert told(batch(tmp_path, code=1)["a"], "load", "Harmless")
     result = CliRunner().invoke(
         main,
         ["batch", str(tmp_path / "m.yaml"), "-o", str(tmp_path / "out"), "--factory", "tests.tiny", "--allow-pickle"],
@@ -317,7 +327,7 @@ def test_memory_that_does_not_suffice_is_said(two: Path) -> None:
     checkpoints(two, 3)
     rows = batch(two, "--memory", "100MB", code=1)
     assert statuses(rows) == {"net000": "done before", "net001": "done before", "net002": "failed"}
-    assert "and the limit is 0.10 GB (--memory)" in rows["net002"]["reason"]
+    assert told(rows["net002"], "memory", "and the limit is 0.10 GB (--memory)")
 
 
 # -- the key ----------------------------------------------------------------------------------------------------------
@@ -379,7 +389,10 @@ def test_the_key_follows_shards_and_the_code_of_a_factory(tmp_path: Path, monkey
 # -- the summary ------------------------------------------------------------------------------------------------------
 def test_cells_are_no_formulas_and_pages_hold_no_markup() -> None:
     evil = '=HYPERLINK("http://x")<script>alert(1)</script>\u202e'
-    rows = [Row(1, evil, "+1", "-2", "failed", reason="@sum"), Row(2, "b", "m", "w", "converted", "javascript:a b")]
+    rows = [
+        Row(1, evil, "+1", "-2", "failed", reason=Reason("error", "@sum")),
+        Row(2, "b", "m", "w", "converted", "javascript:a b"),
+    ]
     cells = next(iter(list(csv.reader(io.StringIO(summary.to_csv(rows))))[1:]))
     assert not any(cell.startswith(csvfile.FORMULA) for cell in cells) and cells[1] == f"'{evil}"
     page = summary.to_html(rows)
@@ -436,7 +449,7 @@ def check_all(folder: Path, rows: dict[str, dict[str, Any]], broken: dict[str, s
     out = folder / "out"
     for name, row in rows.items():
         if name in broken:
-            assert row["status"] == "failed" and broken[name] in row["reason"], row
+            assert row["status"] == "failed" and told(row, "load", broken[name]), row
             assert not (out / name).exists()
         else:
             assert row["status"] in ("converted", "done before")

@@ -27,8 +27,12 @@ from se_inject.commands.sweep.grid import Point
 from se_inject.commands.sweep.rows import Row, rows_of
 from se_inject.errors import LoadError, RulesError
 from se_inject.inputs import resolve
+from se_inject.reasons import REASONS
 from se_inject.rules.schema import read
+from se_inject.types import Reason
+from tests.helpers import says
 from tests.nets import Basic
+from tests.rewording import REWORDED
 
 POINTS = tuple(
     Point("", read({"placement": placement, "ratio": ratio}))
@@ -99,7 +103,7 @@ def test_rows_are_the_reports_of_injections(name: str) -> None:
         else:
             with pytest.raises(RulesError) as refused:
                 se_inject.plan(model, size, point.rules)
-            assert row.reason == str(refused.value) and not row.failed
+            assert row.reason == Reason(refused.value.code, str(refused.value)) and not row.failed
 
 
 def test_other_blocks_presets_and_budgets() -> None:
@@ -224,15 +228,20 @@ def test_ratios_of_presets_are_shown() -> None:
 
 def test_reasons_of_one_kind_are_told_once() -> None:
     why = "the rules select none of the {0} sites; most often ({0}): already gated by layer1.{0}.se."
-    failed = Row("z", reason="cannot be built")
-    text = rendered([Row(f"m{i}", "", "inner", reason=why.format(i)) for i in range(3)] + [failed])
-    assert "3 x already gated" in text and "1 x cannot be built" in text and "1 architecture failed" in text
+    gated = [Row(f"m{i}", "", "inner", reason=Reason("gated", why.format(i))) for i in range(3)]
+    failed = Row("z", reason=Reason("error", "cannot be built"))
+    alone = Row("y", "", "inner", reason=Reason("no-sites", "no place for inner"))
+    text = rendered([*gated, failed, alone])
+    assert f"3 x {REASONS['gated']}" in text and "1 x " + str(alone.reason) in text
+    assert "1 x " + str(failed.reason) in text and "1 architecture failed" in text
 
 
 def test_cells_are_safe_from_formulas() -> None:
-    rows = [Row("=cmd()", reason="+1"), row("ok", 1, 2)]
+    rows = [Row("=cmd()", reason=Reason("error", "+1")), row("ok", 1, 2)]
+    plus = str(rows[0].reason) if REWORDED else "'+1"
     first, second = csv.DictReader(io.StringIO(sweep_table.to_csv(rows)))
-    assert (first["model"], first["reason"], first["base_macs"], first["front"]) == ("'=cmd()", "'+1", "", "")
+    assert (first["model"], first["reason"], first["base_macs"], first["front"]) == ("'=cmd()", plus, "", "")
+    assert (first["code"], second["code"]) == ("error", "")
     assert (second["model"], second["added_macs"], second["front"]) == ("ok", "1", "1")
 
 
@@ -254,6 +263,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(*args: str) -> Result:
     return CliRunner(env={"COLUMNS": "100"}).invoke(main, ["sweep", *args])
+
+
+def told(result: Result, code: str, text: str) -> bool:
+    """Whether the first row has a reason of this code, with the text in it."""
+    return says(Reason(**json.loads(result.stdout)[0]["reason"]), code, text)
 
 
 def test_the_command(here: Path) -> None:
@@ -316,7 +330,7 @@ def test_refused_in_one_line_before_anything_starts(
 
 def test_when_every_model_fails_so_does_the_command(here: Path) -> None:
     result = run("sweep_nets:broken", *SIZE, "--csv", "a.csv", "--json")
-    assert result.exit_code == 1 and "needs a package" in json.loads(result.stdout)[0]["reason"]
+    assert result.exit_code == 1 and told(result, "error", "needs a package")
     assert (here / "a.csv").exists()
     nothing = run("sweep_nets:plain", *SIZE, "--placement", "inner", "--json")
     assert nothing.exit_code == 0 and not json.loads(nothing.stdout)[0]["blocks"]
@@ -334,7 +348,7 @@ def test_rules_files_of_one_name_and_a_budget(here: Path) -> None:
 def test_a_block_too_narrow_for_one_model_is_a_row(here: Path) -> None:
     result = run("sweep_nets:make", *SIZE, "--block", "gc", "--block-arg", "rd_min=1", "--ratio", "16", "--json")
     assert result.exit_code == 0, result.stderr or result.exception
-    assert "too narrow" in json.loads(result.stdout)[0]["reason"]
+    assert told(result, "rules", "too narrow")
 
 
 def test_defaults_are_those_of_the_command_line() -> None:

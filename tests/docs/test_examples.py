@@ -81,7 +81,9 @@ def test_demo_gives_each_block_one_gate_at_the_right_place(demo: tuple[Path, str
     inserted = [d for d in decisions if d["status"] == "insert"]
     assert [d["site"]["owner"] for d in inserted] == [f"_blocks.{i}" for i in range(16)]  # none in stem or head
     assert {d["site"]["placement"] for d in inserted} == {"inner"}
-    assert all(re.fullmatch("depthwise [35]x[35] followed by a 1x1 projection", d["reason"]) for d in inserted)
+    assert all(d["reason"]["code"] == "depthwise-block" for d in inserted)
+    texts = (d["reason"]["text"] for d in inserted)
+    assert all(re.fullmatch("depthwise [35]x[35] followed by a 1x1 projection", text) for text in texts)
     expansion = [d["site"]["channels"] // d["site"]["block_channels"] for d in inserted]
     assert expansion == [1] + [6] * 15
     assert [d["site"]["block_channels"] for d in inserted] == BLOCK_INPUTS

@@ -16,6 +16,7 @@ import pytest
 from se_inject.errors import LoadError
 from se_inject.parallel import machine, pool
 from se_inject.parallel.pool import Failure, run
+from se_inject.types import Reason
 from tests.processes import Started, hold, named_pipe
 
 GB = 10**9
@@ -49,7 +50,7 @@ def test_each_task_has_its_result_or_the_reason_why_not() -> None:
     found = dict(run(tasks, work, workers=2))
     assert set(found) == set(tasks)
     assert (found["double"], found["double 2"], found["none"]) == (12, 16, None)
-    assert found["refuse"] == Failure("no such file")
+    assert found["refuse"] == Failure(Reason("refused", "no such file"))
     reasons = {task: found[task].reason for task in ("crash", "raise", "leave", "vanish", "killed")}
     assert reasons == {
         "crash": "its process died of SIGSEGV",
@@ -84,7 +85,10 @@ def test_memory_decides_who_runs_beside_whom(need: int, beside: list[int], monke
 
 def test_a_task_above_the_limit_alone_is_refused_with_the_numbers() -> None:
     found = dict(run(["double", "none"], work, needs=lambda task: len(task) * GB, limit=5 * GB))
-    assert found == {"double": Failure("it needs 6.00 GB of memory, and the limit is 5.00 GB (--memory)"), "none": None}
+    assert found == {
+        "double": Failure(Reason("memory", "it needs 6.00 GB of memory, and the limit is 5.00 GB (--memory)")),
+        "none": None,
+    }
 
 
 def test_who_stops_listening_stops_the_processes(tmp_path: Path) -> None:

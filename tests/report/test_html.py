@@ -22,7 +22,7 @@ from se_inject.report.html.graph import STEP, graph, without
 from se_inject.report.html.methods import LONGEST, diff
 from se_inject.report.html.page import digest, to_html
 from se_inject.search.placements import PLACEMENTS
-from se_inject.types import Check, GraphNode, Report, Rewrite, SiteCost
+from se_inject.types import Check, GraphNode, Reason, Report, Rewrite, SiteCost
 from tests import tiny
 from tests.helpers import calls
 from tests.report.test_report import EVIL, evil, insert, sample, site
@@ -79,7 +79,11 @@ def big(sites: int) -> Report:
     report = sample()
     owners = [site(f"stages.{i // 50}.blocks.{i}", 64 + i % 7) for i in range(sites)]
     decisions = tuple(insert(owner, 8) for owner in owners) + tuple(
-        replace(insert(site(f"other.{i}", 3), None), status="skip", reason=f"already gated by other.{i}.gate")
+        replace(
+            insert(site(f"other.{i}", 3), None),
+            status="skip",
+            reason=Reason("gated", f"already gated by other.{i}.gate"),
+        )
         for i in range(sites)
     )
     costs = tuple(SiteCost(owner.id, 100, 90, 10_000, 5_000) for owner in owners)

@@ -30,6 +30,7 @@ from se_inject.types import (
     GateStats,
     InputSpec,
     Plan,
+    Reason,
     Report,
     Rewrite,
     Site,
@@ -62,7 +63,11 @@ def site(owner: str, channels: int, placement: str = "standard", cls: str = "Bas
     )
 
 
-def insert(where: Site, reduced: int | None, reason: str = "residual block") -> Decision:
+GATED = Reason("gated", "already gated: mul by a sigmoid of its mean")
+RESIDUAL = Reason("residual-block", "residual block")
+
+
+def insert(where: Site, reduced: int | None, reason: Reason = RESIDUAL) -> Decision:
     kwargs = {"channels": where.channels} | ({} if reduced is None else {"rd_channels": reduced})
     return Decision(where, "insert", reason, kwargs=kwargs)
 
@@ -74,12 +79,14 @@ def sample() -> Report:
     """A small model with everything that a report can hold."""
     decisions = (
         insert(site("layer1.0", 64), 8),
-        insert(site("layer2.0", 128, note="runs in eval mode only"), 8),
+        insert(site("layer2.0", 128, note=Reason("eval-mode-only", "runs in eval mode only")), 8),
         insert(
-            site("features.1.conv", 96, "inner", "InvertedResidual"), None, "depthwise 3x3 followed by a 1x1 projection"
+            site("features.1.conv", 96, "inner", "InvertedResidual"),
+            None,
+            Reason("depthwise-block", "depthwise 3x3 followed by a 1x1 projection"),
         ),
-        Decision(site("stem", 32, "conv"), "skip", "auto: no block of its own"),
-        *(Decision(site(f"layer3.{i}", 256), "skip", "already gated: mul by a sigmoid of its mean") for i in range(5)),
+        Decision(site("stem", 32, "conv"), "skip", Reason("no-block", "auto: no block of its own")),
+        *(Decision(site(f"layer3.{i}", 256), "skip", GATED) for i in range(5)),
     )
     plan = Plan(
         model="timm:tiny",
@@ -89,7 +96,7 @@ def sample() -> Report:
         rules={"placement": "auto"},
         seed=0,
         decisions=decisions,
-        notes=("head could not be followed: a loop over a tensor",),
+        notes=(Reason("real-run", "head could not be followed: a loop over a tensor"),),
     )
     sites = (
         SiteCost("layer1.0:standard", 1096, 1024, 401_480, 800_000),
@@ -106,8 +113,8 @@ def sample() -> Report:
     )
     checks = (
         Check("structure", True, "3 graphs equal what was spliced"),
-        Check("outputs (train)", None, "the original does not run so in train mode: it needs targets"),
-        Check("keys", False, "1 keys lost, the first is fc.weight"),
+        Check("outputs (train)", None, "the original does not run so in train mode: it needs targets", "fails"),
+        Check("keys", False, "1 keys lost, the first is fc.weight", "keys"),
     )
     return Report(
         plan,
@@ -132,18 +139,22 @@ def terminal(render: Callable[[Console], None], width: int = 80, encoding: str =
 # ---------------------------------------------------------------- golden files
 
 
+@pytest.mark.wording
 def test_golden_json(golden: Golden) -> None:
     golden("report.json", to_json(sample()))
 
 
+@pytest.mark.wording
 def test_golden_markdown(golden: Golden) -> None:
     golden("report.md", to_markdown(sample()))
 
 
+@pytest.mark.wording
 def test_golden_terminal(golden: Golden) -> None:
     golden("report.txt", terminal(lambda console: to_terminal(sample(), console)))
 
 
+@pytest.mark.wording
 def test_golden_plan(golden: Golden) -> None:
     golden("plan.txt", terminal(lambda console: render_plan(sample().plan, console, all=True)))
 
@@ -350,14 +361,15 @@ EVIL = [
 def evil(text: str) -> Report:
     """The sample with ``text`` in every place that a model or a file can reach."""
     report = sample()
-    bad = site(text, 64, cls=text, note=text)
-    decisions = (insert(bad, 8, text), *(Decision(site(text + str(i), 3), "skip", text) for i in range(2)))
+    said = Reason("gated", text)
+    bad = site(text, 64, cls=text, note=said)
+    decisions = (insert(bad, 8, said), *(Decision(site(text + str(i), 3), "skip", said) for i in range(2)))
     plan = replace(
         report.plan,
         model=text,
         inputs=InputSpec(arguments=(Argument("0", value=text), Argument(text, value=1))),
         decisions=decisions,
-        notes=(text,),
+        notes=(said,),
     )
     cost = SiteCost(bad.id, 0, 0, 0, 0)
     return Report(
@@ -460,9 +472,10 @@ def test_reports_meet_the_schema() -> None:
 def test_gates_are_shown() -> None:
     report = tiny.inject(tiny.net(), size=tiny.image()).report
     assert from_json(to_json(report)) == report
-    report = replace(report, gates=(*report.gates, GateStats("blocks.9.se", "Stn", note="it has no channel gate")))
+    note = Reason("no-gate", "it has no channel gate")
+    report = replace(report, gates=(*report.gates, GateStats("blocks.9.se", "Stn", note=note)))
     for text in (to_markdown(report), to_html(report), terminal(lambda console: to_terminal(report, console))):
-        assert all(part in text for part in ("blocks.0.se", "0 to 2", "1.000", "it has no channel gate"))
+        assert all(part in text for part in ("blocks.0.se", "0 to 2", "1.000", note.text))
     assert 'href="#gates"' not in to_html(sample())
 
 

@@ -9,7 +9,8 @@ from torch import nn
 
 import se_inject
 from se_inject.rules import budget
-from se_inject.types import Cost, Decision, Site
+from se_inject.types import Cost, Decision, Reason, Site
+from tests.helpers import refused, says
 from tests.nets import Basic
 
 
@@ -18,7 +19,10 @@ def site(name: str, channels: int, stage: int) -> Site:
 
 
 def choices(*sites: tuple[str, int, int]) -> tuple[Decision, ...]:
-    return tuple(Decision(site(*s), "insert", "residual block", kwargs={"channels": s[1]}) for s in sites)
+    return tuple(
+        Decision(site(*s), "insert", Reason("residual-block", "residual block"), kwargs={"channels": s[1]})
+        for s in sites
+    )
 
 
 def alternatives(decision: Decision) -> list[tuple[float, Decision]]:
@@ -64,11 +68,13 @@ def test_every_decision_is_explained() -> None:
     taken = budget.choose(PLANNED, alternatives, {"params": 0.01, "macs": 0.001}, BASE, price)
     assert {d.status for d in taken} == {"insert", "skip"}
     for decision in taken:
-        assert "1 % of params (10,000) and 0.1 % of macs (10,000)" in decision.reason
+        code = "residual-block" if decision.status == "insert" else "over-budget"
+        text = "1 % of params (10,000) and 0.1 % of macs (10,000)"
+        assert says(decision.reason, code, text)
 
 
 def test_skips_stay_skips() -> None:
-    skip = Decision(PLANNED[0].site, "skip", "excluded by a")
+    skip = Decision(PLANNED[0].site, "skip", Reason("excluded", "excluded by a"))
     assert budget.choose((skip, *PLANNED[1:]), alternatives, {"params": 0.1}, BASE, price)[0] == skip
 
 
@@ -86,7 +92,7 @@ def test_a_real_plan_stays_under_its_budget() -> None:
     before, after = result.report.before, result.report.after
     assert 0 < after.parameters - before.parameters <= 0.005 * before.parameters
     assert after.macs - before.macs <= 0.001 * before.macs
-    assert any("budget" in d.reason for d in result.plan.skips)
+    assert any(d.reason.code == "over-budget" for d in result.plan.skips)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +112,7 @@ def test_refused(given: object, message: str) -> None:
 
 
 def test_a_budget_for_nothing_says_so() -> None:
-    with pytest.raises(se_inject.RulesError, match="budget"):
+    with refused("over-budget", "budget"):
         se_inject.plan(Basic(), (8, 8, 8), {"placement": "standard", "budget": {"params": 1e-6}})
 
 

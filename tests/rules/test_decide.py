@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,7 +22,8 @@ from se_inject.rules.decide import decide
 from se_inject.rules.schema import read
 from se_inject.search.sites import find
 from se_inject.trace.record import trace
-from se_inject.types import Carrier, Decision, Site
+from se_inject.types import Carrier, Decision, Reason, Site
+from tests.helpers import refused
 from tests.nets import NETS, Basic, Bottleneck, Fn, MBConv, Net, body, conv, unit
 from tests.rules.test_rules import site
 from tests.search.test_sites import SE, ConvNeXt, Gated, Private, Staged, Tokens
@@ -35,7 +37,7 @@ def decided(net: nn.Module, rules: Any = "auto") -> dict[str, Decision]:
     return {d.site.id: d for d in decide(found, parsed)}
 
 
-def outcome(net: nn.Module, rules: Any = "auto") -> dict[str, tuple[str, str]]:
+def outcome(net: nn.Module, rules: Any = "auto") -> dict[str, tuple[str, Reason]]:
     return {name: (d.status, d.reason) for name, d in decided(net, rules).items()}
 
 
@@ -47,10 +49,10 @@ def refusal(net: nn.Module, rules: Any) -> str:
 
 
 # -- auto, block by block -------------------------------------------------------------------------------------------
-TAKES_INNER = ("skip", "auto: the block takes inner, before its 1x1 projection")
-FULL = ("skip", "auto: the block has a full 3x3 convolution, so it takes standard")
-DEPTHWISE = ("insert", "depthwise 3x3 followed by a 1x1 projection")
-RESIDUAL = ("insert", "residual block")
+TAKES_INNER = ("skip", Reason("takes-inner", "auto: the block takes inner, before its 1x1 projection"))
+FULL = ("skip", Reason("takes-standard", "auto: the block has a full 3x3 convolution, so it takes standard"))
+DEPTHWISE = ("insert", Reason("depthwise-block", "depthwise 3x3 followed by a 1x1 projection"))
+RESIDUAL = ("insert", Reason("residual-block", "residual block"))
 
 
 class Expanding(Net):
@@ -64,7 +66,7 @@ class Expanding(Net):
         return x + self.down(F.gelu(self.up(self.dw(x))))
 
 
-AUTO: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, str]]]] = {
+AUTO: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, Reason]]]] = {
     "residual": (Basic, {":standard": RESIDUAL}),
     "bottleneck": (Bottleneck, {":inner": FULL, ":standard": RESIDUAL}),
     "grouped": (NETS["Grouped"], {":inner": FULL, ":standard": RESIDUAL}),
@@ -75,7 +77,12 @@ AUTO: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, str]]]] = {
     "expanding": (
         Expanding,
         {
-            ":inner": ("skip", "auto: the block expands after its depthwise convolution, so it takes standard"),
+            ":inner": (
+                "skip",
+                Reason(
+                    "takes-standard", "auto: the block expands after its depthwise convolution, so it takes standard"
+                ),
+            ),
             ":standard": RESIDUAL,
         },
     ),
@@ -83,7 +90,7 @@ AUTO: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, str]]]] = {
         NETS["AdditiveUNet"],
         {
             "middle:standard": RESIDUAL,
-            ":standard": ("skip", "auto: its branch holds 1 residual blocks of their own"),
+            ":standard": ("skip", Reason("nested", "auto: its branch holds 1 residual blocks of their own")),
         },
     ),
     "gated at the end": (
@@ -94,7 +101,7 @@ AUTO: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, str]]]] = {
         lambda: nn.Sequential(Basic(), Gated("inner", False)),
         {
             "0:standard": RESIDUAL,
-            "1:inner": ("skip", "already gated by 1.gate"),
+            "1:inner": ("skip", Reason("gated", "already gated by 1.gate")),
             "1:standard": TAKES_INNER,
         },
     ),
@@ -122,14 +129,17 @@ def test_auto_leaves_a_block_alone_that_has_a_gate_before_its_last_layer() -> No
             return F.relu(self.bn3(self.conv3(y)) + x)
 
     found = outcome(nn.Sequential(conv(8, 16, 1), RegNetY(), Bottleneck()))
-    assert found["1:standard"] == ("skip", "already gated by 1.gate")
+    assert found["1:standard"] == ("skip", Reason("gated", "already gated by 1.gate"))
     assert found["1:inner"][0] == "skip"
     assert found["2:standard"] == RESIDUAL
 
 
 def test_auto_says_so_when_no_block_is_around() -> None:
     net = nn.Sequential(Basic(), unit(8, 8), conv(8, 16, 1))
-    assert outcome(net)["1:inner"] == ("skip", "auto: it has a full 3x3 convolution, in no residual block")
+    assert outcome(net)["1:inner"] == (
+        "skip",
+        Reason("no-block", "auto: it has a full 3x3 convolution, in no residual block"),
+    )
 
 
 def test_auto_is_decided_for_each_block_by_itself() -> None:
@@ -140,12 +150,12 @@ def test_auto_is_decided_for_each_block_by_itself() -> None:
 def test_an_explicit_placement_takes_all_of_its_sites() -> None:
     found = outcome(Staged(), "inner")
     assert {name: answer for name, answer in found.items() if answer[0] == "insert"} == {
-        "layers.1:inner": ("insert", "placement inner"),
-        "layers.3:inner": ("insert", "placement inner"),
+        "layers.1:inner": ("insert", Reason("placement", "placement inner")),
+        "layers.3:inner": ("insert", Reason("placement", "placement inner")),
     }
     assert outcome(NETS["AdditiveUNet"](), "standard") == {
-        "middle:standard": ("insert", "placement standard"),
-        ":standard": ("insert", "placement standard"),
+        "middle:standard": ("insert", Reason("placement", "placement standard")),
+        ":standard": ("insert", Reason("placement", "placement standard")),
     }
 
 
@@ -205,26 +215,29 @@ def test_a_value_out_of_range_names_block_and_site() -> None:
 
 # -- skips, each with its reason ------------------------------------------------------------------------------------
 LAYOUTS = ", ".join(BLOCKS["cbam"].layouts)
-SKIPS: dict[str, tuple[Callable[[], nn.Module], Any, str]] = {
-    "gated": (lambda: Gated("standard", False), "standard", "already gated by gate"),
+SKIPS: dict[str, tuple[Callable[[], nn.Module], Any, str, str]] = {
+    "gated": (lambda: Gated("standard", False), "standard", "gated", "already gated by gate"),
     "private": (
         lambda: Fn(lambda x, f: x + F.relu(f(x)), body(8, 8)),
         "standard",
+        "helper",
         "no way to insert: it is computed in",
     ),
     "tokens": (
         Tokens,
         {"placement": "standard", "block": "cbam"},
+        "layout",
         f"layout NLC (shape [2, 16, 8]); block cbam takes {LAYOUTS}",
     ),
     "absorb": (
         lambda: Basic8(nn.ReLU6()),
         {"placement": "standard", "init": "absorb"},
+        "not-scaling",
         "absorb: between it and a batch norm stands ReLU6, which does not scale with its input",
     ),
-    "excluded": (Basic, {"exclude": "*:standard"}, "excluded by *:standard"),
-    "narrow": (Basic, {"min_channels": 9}, "8 channels, fewer than min_channels 9"),
-    "stage": (Basic, {"stages": 2}, "stage 1 is not among stages 2"),
+    "excluded": (Basic, {"exclude": "*:standard"}, "excluded", "excluded by *:standard"),
+    "narrow": (Basic, {"min_channels": 9}, "too-narrow", "8 channels, fewer than min_channels 9"),
+    "stage": (Basic, {"stages": 2}, "other-stage", "stage 1 is not among stages 2"),
 }
 
 
@@ -239,14 +252,16 @@ class Basic8(Net):
 
 @pytest.mark.parametrize("name", SKIPS)
 def test_skips(name: str) -> None:
-    build, rules, reason = SKIPS[name]
-    assert refusal(build(), rules).startswith(f"the rules select none of the 1 sites; most often (1): {reason}")
+    build, rules, code, text = SKIPS[name]
+    with refused(code, re.escape(f"the rules select none of the 1 sites; most often (1): {text}")):
+        decided(build(), rules)
 
 
 def test_an_entry_that_no_site_meets_is_an_error() -> None:
     """Even where another entry inserts: what was named and is nowhere is a mistake (peft #1206)."""
-    message = refusal(Basic(), {"sites": [{"min_channels": 9}, {"min_channels": 1}]})
-    assert message == "sites[0] matches none of the 1 sites: 8 channels, fewer than min_channels 9."
+    text = "sites[0] matches none of the 1 sites: 8 channels, fewer than min_channels 9."
+    with refused("unmatched", f"^{re.escape(text)}$"):
+        decided(Basic(), {"sites": [{"min_channels": 9}, {"min_channels": 1}]})
     message = refusal(nn.Sequential(Basic(), Basic()), {"include": ["0", "O*"]})
     assert message.startswith("include 'O*' matches none of the 2 sites.")
     assert outcome(Basic(), {"sites": [{"min_channels": 1}]})[":standard"][0] == "insert"
@@ -255,8 +270,8 @@ def test_an_entry_that_no_site_meets_is_an_error() -> None:
 def test_a_skip_beside_an_insertion_is_no_error() -> None:
     found = outcome(nn.Sequential(Basic(), Gated("standard", False)), "standard")
     assert found == {
-        "0:standard": ("insert", "placement standard"),
-        "1:standard": ("skip", "already gated by 1.gate"),
+        "0:standard": ("insert", Reason("placement", "placement standard")),
+        "1:standard": ("skip", Reason("gated", "already gated by 1.gate")),
     }
 
 
@@ -276,20 +291,21 @@ def test_layouts_are_said_for_each_site() -> None:
         "maps.2:standard": ("insert", "NCHW"),
         "tokens:standard": ("skip", "NLC"),
     }
-    assert decisions["tokens:standard"].reason == f"layout NLC (shape [2, 64, 8]); block cbam takes {LAYOUTS}"
+    text = f"layout NLC (shape [2, 64, 8]); block cbam takes {LAYOUTS}"
+    assert decisions["tokens:standard"].reason == Reason("layout", text)
 
 
 def test_half_precision_has_no_absorb() -> None:
     found = find(trace(net := Basic(), resolve(net, net.shape)), ("standard",)).sites
     rules = read({"placement": "standard", "init": "absorb"})
     assert [d.status for d in decide(found, rules)] == ["insert"]
-    with pytest.raises(RulesError, match="absorb is not exact in float16"):
+    with refused("float16", "absorb is not exact in float16"):
         decide(found, rules, half=True)
     assert [d.status for d in decide(found, read("standard"), half=True)] == ["insert"]
 
 
 def test_a_private_forward_that_is_written_in_the_class_is_no_obstacle() -> None:
-    assert outcome(Private(), "standard") == {":standard": ("insert", "placement standard")}
+    assert outcome(Private(), "standard") == {":standard": ("insert", Reason("placement", "placement standard"))}
 
 
 # -- nothing to insert ----------------------------------------------------------------------------------------------
@@ -302,8 +318,16 @@ def test_a_pattern_that_matches_nothing_names_the_nearest_path() -> None:
 
 
 def test_patterns_that_match_but_leave_nothing_tell_the_commonest_reason() -> None:
-    text = refusal(Staged(), {"placement": "standard", "min_channels": 16, "exclude": ["layers.2", "layers.3"]})
-    assert text == ("the rules select none of the 4 sites; most often (2): 8 channels, fewer than min_channels 16.")
+    text = "the rules select none of the 4 sites; most often (2): 8 channels, fewer than min_channels 16."
+    with refused("too-narrow", f"^{re.escape(text)}$"):
+        decided(Staged(), {"placement": "standard", "min_channels": 16, "exclude": ["layers.2", "layers.3"]})
+
+
+def test_of_a_commonest_reason_in_several_forms_one_is_told() -> None:
+    gates = nn.Sequential(Gated("standard", False), Gated("standard", False), Basic())
+    text = "the rules select none of the 3 sites; most often (2, for instance): already gated by 0.gate."
+    with refused("gated", f"^{re.escape(text)}$"):
+        decided(gates, {"placement": "standard", "exclude": "2"})
 
 
 def test_a_model_without_any_place() -> None:

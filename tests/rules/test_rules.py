@@ -14,7 +14,7 @@ from se_inject.errors import RulesError
 from se_inject.rules.schema import Rules, read
 from se_inject.rules.select import CONDITIONS, matches, names_of, refusal, select
 from se_inject.rules.yaml_file import MAX_BYTES, read_yaml
-from se_inject.types import Carrier, Site
+from se_inject.types import Carrier, Reason, Site
 from tests.helpers import calls
 
 
@@ -257,7 +257,7 @@ def site(path: str, placement: str = "standard", **fields: Any) -> Site:
         "order": 1,
         "block_channels": 64,
         "block": f"{path}:standard",
-        "beside": "",
+        "concat_id": "",
         "calls": 1,
         "carrier": Carrier("source", path, "se"),
     }
@@ -299,19 +299,19 @@ def test_the_path_of_the_root_is_empty() -> None:
 @pytest.mark.parametrize(
     ("rules", "fields", "reason"),
     [
-        ({"include": ["a", "c*"]}, {}, "not included by a, c*"),
-        ({"include": ["x", "blocks.*"]}, {}, ""),
-        ({"exclude": ["a", "blocks.*"]}, {}, "excluded by blocks.*"),
-        ({"exclude": "a"}, {}, ""),
-        ({"include": "blocks.*", "exclude": "*.0"}, {}, "excluded by *.0"),
-        ({"min_channels": 65}, {}, "64 channels, fewer than min_channels 65"),
-        ({"min_channels": 64}, {}, ""),
-        ({"stages": [2, 3]}, {}, "stage 1 is not among stages 2, 3"),
-        ({"stages": [1, 3]}, {}, ""),
-        ({}, {}, ""),
+        ({"include": ["a", "c*"]}, {}, Reason("not-included", "not included by a, c*")),
+        ({"include": ["x", "blocks.*"]}, {}, None),
+        ({"exclude": ["a", "blocks.*"]}, {}, Reason("excluded", "excluded by blocks.*")),
+        ({"exclude": "a"}, {}, None),
+        ({"include": "blocks.*", "exclude": "*.0"}, {}, Reason("excluded", "excluded by *.0")),
+        ({"min_channels": 65}, {}, Reason("too-narrow", "64 channels, fewer than min_channels 65")),
+        ({"min_channels": 64}, {}, None),
+        ({"stages": [2, 3]}, {}, Reason("other-stage", "stage 1 is not among stages 2, 3")),
+        ({"stages": [1, 3]}, {}, None),
+        ({}, {}, None),
     ],
 )
-def test_conditions(rules: dict[str, Any], fields: dict[str, Any], reason: str) -> None:
+def test_conditions(rules: dict[str, Any], fields: dict[str, Any], reason: Reason | None) -> None:
     assert refusal(read(rules), site("blocks.0", **fields)) == reason
     assert refusal(read({"sites": [rules]}).sites[0], site("blocks.0", **fields)) == reason
 
@@ -320,7 +320,7 @@ def test_the_reason_is_that_of_the_first_condition_that_fails() -> None:
     rules = read({"include": "x", "exclude": "*", "min_channels": 99, "stages": 2})
     reasons = [reason for check in CONDITIONS if (reason := check(rules, site("a")))]
     assert len(reasons) == 4
-    assert refusal(rules, site("a")) == reasons[0] == "not included by x"
+    assert refusal(rules, site("a")) == reasons[0] == Reason("not-included", "not included by x")
 
 
 # -- entries: the first that matches --------------------------------------------------------------------------------
@@ -338,7 +338,7 @@ def chosen(rules: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-NONE = "no entry of sites matches it"
+NONE = Reason("no-entry", "no entry of sites matches it")
 
 
 @pytest.mark.parametrize(
@@ -352,9 +352,12 @@ NONE = "no entry of sites matches it"
         ([{"min_channels": 64}, {"include": "c.*"}], [0, 0, 0, 1]),
         ([{"include": "a.*", "exclude": "*.1"}, {}], [0, 1, 1, 1]),
         ([{"stages": 2}], [NONE, NONE, 0, NONE]),
-        ([{"exclude": "b.*"}], [None, None, "excluded by b.*", None]),
-        ([{"exclude": "b.*"}, {"exclude": "c.*"}], [None, None, "excluded by b.*", "excluded by c.*"]),
-        ([{"exclude": "b.*"}, {"include": "*"}], [1, 1, "excluded by b.*", 1]),
+        ([{"exclude": "b.*"}], [None, None, Reason("excluded", "excluded by b.*"), None]),
+        (
+            [{"exclude": "b.*"}, {"exclude": "c.*"}],
+            [None, None, Reason("excluded", "excluded by b.*"), Reason("excluded", "excluded by c.*")],
+        ),
+        ([{"exclude": "b.*"}, {"include": "*"}], [1, 1, Reason("excluded", "excluded by b.*"), 1]),
         ([{"include": "*"}, {"exclude": "b.*"}], [0, 0, 0, 0]),
         ([{"exclude": "b.*", "min_channels": 64}], [0, 0, NONE, NONE]),
         ([{"exclude": "b.*", "block": {"rd_ratio": 0.5}}, {"include": "b.*"}], [0, 0, 1, 0]),
@@ -370,8 +373,8 @@ def test_the_rules_own_conditions_come_first() -> None:
     assert list(found.values()) == [
         0,
         NONE,
-        "not included by a.*, c.*",
-        "8 channels, fewer than min_channels 64",
+        Reason("not-included", "not included by a.*, c.*"),
+        Reason("too-narrow", "8 channels, fewer than min_channels 64"),
     ]
 
 

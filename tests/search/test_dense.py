@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import se_inject
+from se_inject.types import Reason
 from tests.helpers import randomise
 from tests.nets import Fn, conv, unit
 from tests.search.test_sites import sites
@@ -64,7 +65,7 @@ def test_auto_takes_the_layers_and_not_the_concatenation() -> None:
     plan = se_inject.plan(Dense().eval(), SIZE)
     assert [d.site.id for d in plan.insertions] == [f"layers.{i}:standard" for i in range(3)]
     (other,) = [d for d in plan.decisions if d.site.placement == "concat"]
-    assert other.reason == "auto: its branches hold blocks of their own"
+    assert other.reason == Reason("takes-branches", "auto: its branches hold blocks of their own")
 
 
 def test_a_layer_that_concatenates_on_its_own() -> None:
@@ -90,7 +91,7 @@ def gate(x: torch.Tensor, f: nn.Module) -> torch.Tensor:
 def test_a_gated_layer_is_told() -> None:
     net = Fn(lambda x, a, f: torch.cat([x, gate(a(x), f)], 1), unit(8, 8), conv(8, 8, 1))
     (site,) = sites(net, placements=("standard",)).values()
-    assert site.gated == "already gated by mul"
+    assert site.gated == Reason("gated", "already gated by mul")
 
 
 # Concatenations that are no dense blocks.

@@ -18,7 +18,7 @@ from se_inject.injection.plan import make_plan
 from se_inject.report import tables
 from se_inject.report.explain import render
 from se_inject.search.explain import Explanation, explain
-from se_inject.types import to_dict
+from se_inject.types import Reason, to_dict
 from tests.report.test_report import EVIL
 from tests.tiny import SIZE, Chain, Layers, net
 
@@ -57,7 +57,7 @@ def test_residual_block() -> None:
     assert (join.kind, join.fork) == ("residual join", "arg0")
     assert {(side.part, side.weight) for side in join.sides} == {("shortcut", "no layer"), ("branch", "deep")}
     (decision,) = found.decisions
-    assert (decision.status, decision.reason) == ("insert", "placement standard")
+    assert (decision.status, decision.reason) == ("insert", Reason("placement", "placement standard"))
 
 
 def test_shapes_and_words() -> None:

@@ -18,6 +18,7 @@ from se_inject.search.flow import Join, end, joins
 from se_inject.search.gated import gated
 from se_inject.search.nodes import data, name_of
 from se_inject.trace.record import trace
+from se_inject.types import Reason
 from tests.nets import NETS, DropPath, Fn, LayerScale, Net, body, conv, unit
 
 SHAPE = (2, 8, 4, 4)
@@ -293,7 +294,7 @@ def test_a_gated_branch_on_a_map_of_one_position_is_still_added() -> None:
         return x + squeeze(f(x), fc)
 
     (found,) = joins(graph(Fn(forward, body(8, 8), nn.Conv2d(8, 8, 1)), torch.zeros(2, 8, 1, 1)))
-    assert gated(found.residual[0].operand) == "already gated by mul"
+    assert gated(found.residual[0].operand) == Reason("gated", "already gated by mul")
 
 
 @pytest.mark.parametrize(
@@ -317,13 +318,13 @@ def test_a_gate_counts_until_the_next_layer(after: tuple[nn.Module, ...], found:
         (node,) = graph(net.eval()).output_node().all_input_nodes
         assert bool(gated(node)) is found
     if found:
-        assert gated(node) == "already gated by layers.0"
+        assert gated(node) == Reason("gated", "already gated by layers.0")
 
 
 def test_the_reason_names_the_gate() -> None:
     gate = Fn(squeeze, nn.Conv2d(8, 8, 1))
     (node,) = graph(Fn(lambda x, f, g: F.relu(g(f(x))), body(8, 8), gate)).output_node().all_input_nodes
-    assert gated(node) == "already gated by layers.1"
+    assert gated(node) == Reason("gated", "already gated by layers.1")
 
 
 # -- dominators -----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import se_inject
-from se_inject.types import Site
+from se_inject.types import Reason, Site
 from tests.helpers import randomise
 from tests.nets import Fn, RepVGG, conv, unit
 from tests.search.test_sites import sites
@@ -239,6 +239,6 @@ def test_the_gate_of_a_ghost_block_is_met() -> None:
             return x * torch.sigmoid(self.b(F.relu(self.a(x.mean((2, 3), keepdim=True)))))
 
     (site,) = inner(block(Ghost(8, 16), SE(), Ghost(16, 8))).values()
-    assert site.gated == "already gated by layers.1"
+    assert site.gated == Reason("gated", "already gated by layers.1")
     (site,) = inner(block(Ghost(8, 16), nn.Identity(), Ghost(16, 8))).values()
     assert not site.gated

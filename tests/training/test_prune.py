@@ -16,6 +16,7 @@ import se_inject
 from se_inject.cli import main
 from se_inject.models.zoos import build_model
 from se_inject.surgery import splice
+from se_inject.types import Reason
 from tests import tiny
 from tests.helpers import randomise
 from tests.nets import Basic
@@ -251,7 +252,7 @@ def test_the_plan_is_that_of_the_blocks_that_are_left(init: str) -> None:
     pruned = se_inject.prune(model, tiny.image())
     plan = splice.plan_of(pruned.model)
     assert plan == pruned.plan and [d.key for d in plan.insertions] == ["blocks.1.se"]
-    assert [d.reason for d in plan.skips] == ["pruned: within 0.001 of the identity on a batch"] * 2
+    assert [d.reason for d in plan.skips] == [Reason("pruned", "pruned: within 0.001 of the identity on a batch")] * 2
     assert all((d.block, d.kwargs) == ("se", {}) for d in plan.skips)
     fresh = se_inject.apply(base, plan)
     assert list(fresh.state_dict()) == list(pruned.model.state_dict())

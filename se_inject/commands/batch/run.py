@@ -23,7 +23,7 @@ from se_inject.output.atomic import recover
 from se_inject.output.names import REPORT
 from se_inject.parallel import machine, pool
 from se_inject.parallel.pool import Failure, gigabytes
-from se_inject.types import Report
+from se_inject.types import Reason, Report
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -125,7 +125,7 @@ def _decided(
             folder, report = earlier[entry.name]
             row = replace(row, status="done before", folder=folder, key=job.key, **summary.figures(report))
         elif os.path.lexists(job.folder) and not options.force:
-            row = replace(row, status="failed", reason=TAKEN.format(job.folder), key=job.key)
+            row = replace(row, status="failed", reason=Reason("write", TAKEN.format(job.folder)), key=job.key)
         else:
             row = replace(row, key=job.key)
             todo.append(job)
@@ -147,9 +147,9 @@ def _job(entry: Entry, output: Path, options: Options) -> Job | Failure:
     try:
         return job_of(entry, output / entry.name, options)
     except SEInjectError as error:
-        return Failure(str(error))
+        return Failure(Reason(error.code, str(error)))
     except OSError as error:
-        return Failure(f"{error.filename or entry.checkpoint}: cannot be read: {error.strerror}")
+        return Failure(Reason("load", f"{error.filename or entry.checkpoint}: cannot be read: {error.strerror}"))
 
 
 def _weights(entry: Entry, manifest: Path) -> str:

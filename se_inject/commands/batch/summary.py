@@ -17,7 +17,7 @@ from se_inject.output.names import HTML
 from se_inject.report.html.page import render
 from se_inject.report.tables import count, percent, visible
 from se_inject.report.text import render_table
-from se_inject.types import Report
+from se_inject.types import Reason, Report
 
 Status = Literal["converted", "done before", "to do", "failed"]
 KICKER = "se_inject batch"  # stands above the page
@@ -39,7 +39,7 @@ class Row:
     parameters_after: int | None = None
     macs_before: int | None = None
     macs_after: int | None = None
-    reason: str = ""  # of a failure
+    reason: Reason | None = None  # of a failure
     key: str = ""  # of input, rules and versions
 
 
@@ -76,7 +76,7 @@ def to_terminal(rows: Sequence[Row], console: Console) -> None:
 def failures(rows: Sequence[Row]) -> list[str]:
     """A line for each entry that failed, with its reason."""
     return [
-        f"{row.name} (line {row.line}): {textwrap.shorten(visible(row.reason), SHOWN, placeholder=' ...')}"
+        f"{row.name} (line {row.line}): {textwrap.shorten(visible(str(row.reason)), SHOWN, placeholder=' ...')}"
         for row in rows
         if row.status == "failed"
     ]
@@ -92,8 +92,9 @@ def _growth(row: Row) -> tuple[str, str, str]:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Every field of every row."""
-    return csvfile.to_csv((field.name for field in fields(Row)), (asdict(row).values() for row in rows))
+    """Every field of every row, and the code of its reason."""
+    head = (*(field.name for field in fields(Row)), "code")
+    return csvfile.to_csv(head, ((asdict(row) | csvfile.flat(row.reason)).values() for row in rows))
 
 
 def to_html(rows: Sequence[Row]) -> str:

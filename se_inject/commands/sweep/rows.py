@@ -15,6 +15,7 @@ from se_inject.errors import RulesError
 from se_inject.injection.plan import decided, survey
 from se_inject.inputs import Inputs
 from se_inject.rules.auto import needed
+from se_inject.types import Reason
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Row:
     base_macs: int = 0
     added_parameters: int = 0
     added_macs: int = 0
-    reason: str = ""
+    reason: Reason | None = None
 
     @property
     def failed(self) -> bool:
@@ -60,7 +61,7 @@ def rows_of(spec: str, model: nn.Module, inputs: Inputs, points: Sequence[Point]
         try:
             taken = decided(model, surveyed, point.rules).plan.insertions
         except RulesError as error:
-            found.append(Row(*head, 0, base.parameters, base.macs, reason=str(error)))
+            found.append(Row(*head, 0, base.parameters, base.macs, reason=Reason(error.code, str(error))))
             continue
         parameters, macs = map(sum, zip(*map(price, taken), strict=True))
         found.append(Row(*head, len(taken), base.parameters, base.macs, parameters, macs))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from statistics import median
@@ -13,6 +12,7 @@ from rich.console import Console
 from se_inject.commands import csv_file as csvfile
 from se_inject.commands.sweep import pareto
 from se_inject.commands.sweep.rows import Row
+from se_inject.reasons import REASONS
 from se_inject.report.tables import Group, count, plural
 from se_inject.report.text import render_groups, render_line, render_table
 
@@ -91,9 +91,10 @@ def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def to_csv(rows: Sequence[Row]) -> str:
     """One line for each row, numbers in full; a model that failed has none."""
-    lines = ([_plain(v) for v in record.values()] for record in records(rows))
-    cells = ([v if v or not row.failed else None for v in line] for row, line in zip(rows, lines, strict=True))
-    return csvfile.to_csv((*Row.__dataclass_fields__, "front"), cells)
+    both = zip(rows, records(rows), strict=True)
+    lines = ((row, map(_plain, (record | csvfile.flat(row.reason)).values())) for row, record in both)
+    cells = ([v if v or not row.failed else None for v in line] for row, line in lines)
+    return csvfile.to_csv((*Row.__dataclass_fields__, "front", "code"), cells)
 
 
 def _plain(value: Any) -> Any:
@@ -122,17 +123,21 @@ def _medians(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _reasons(rows: Sequence[Row]) -> list[Group]:
-    """Why rows have no blocks, the commonest first, with the models."""
-    found: dict[str, dict[str, None]] = {}
+    """Why rows have no blocks, the commonest first, with the models. What the rules say of one is told by what it has
+    in common with others (the code); each failure is one of its own."""
+    found: dict[Any, list[Row]] = {}
     for row in rows:
-        if not row.blocks:
-            found.setdefault(_kind(row.reason), {})[row.model] = None
-    return [Group(reason, tuple(models)) for reason, models in sorted(found.items(), key=lambda item: -len(item[1]))]
+        if not row.blocks and row.reason:
+            found.setdefault(row.reason if row.failed else row.reason.code, []).append(row)
+    groups = (Group(_told(group), tuple(dict.fromkeys(row.model for row in group))) for group in found.values())
+    return sorted(groups, key=lambda group: -len(group.sites))
 
 
-def _kind(reason: str) -> str:
-    """What reasons have in common that differ in the number of sites, or in the path of a gate, alone."""
-    return re.sub(r"^the rules select none of .*?\): |(?<=already gated) by .*", "", reason)
+def _told(rows: Sequence[Row]) -> str:
+    """What the reasons of rows say, if all say the same; else what their code means."""
+    reasons = {row.reason for row in rows if row.reason}
+    reason = next(iter(reasons))
+    return reason.text if len(reasons) == 1 else REASONS.get(reason.code, reason.text)
 
 
 def _many(number: int, noun: str) -> str:

@@ -35,13 +35,15 @@ def check(folder: Path, subject: Subject) -> Check:
     """The tensors in the file against those of the model, or against the names that the plan adds."""
     found = read_tensors(folder / NAME)
     if odd := sorted(planned_keys(subject.plan) ^ set(found)):
-        return Check(CHECK, False, f"{len(odd)} tensors more or less than planned, the first is {ascii(odd[0])[1:-1]}")
+        detail = f"{len(odd)} tensors more or less than planned, the first is {ascii(odd[0])[1:-1]}"
+        return Check(CHECK, False, detail, "keys")
     if subject.model is None:
         return Check(CHECK, True, f"{len(found)} tensors, exactly those that the plan adds; their base is not here")
     own = subject.model.state_dict()
     wrong = [name for name, tensor in found.items() if digest(tensor) != digest(own[name])]
     if wrong:
-        return Check(CHECK, False, f"{len(wrong)} tensors are not the model's, the first is {ascii(wrong[0])[1:-1]}")
+        detail = f"{len(wrong)} tensors are not the model's, the first is {ascii(wrong[0])[1:-1]}"
+        return Check(CHECK, False, detail, "differs")
     return Check(CHECK, True, f"{len(found)} tensors identical to the model's, exactly those that the plan adds")
 
 

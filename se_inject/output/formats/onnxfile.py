@@ -60,7 +60,7 @@ def write(subject: Subject) -> Mapping[str, Content]:
 def check(folder: Path, subject: Subject) -> Check:
     """The file in ONNX Runtime, against the model, or against the outputs that the plan remembers."""
     if subject.inputs is None:
-        return Check(CHECK, None, "not run: there are no inputs to compare it on")
+        return Check(CHECK, None, "not run: there are no inputs to compare it on", "nothing-to-compare")
     with _needed():
         import onnx
         import onnxruntime
@@ -69,9 +69,10 @@ def check(folder: Path, subject: Subject) -> Check:
         session = _session(onnxruntime, folder / NAME)
         return _compare(session, batched(subject.inputs), subject)
     except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented as error:  # half precision on a CPU
-        return Check(CHECK, None, f"valid by onnx.checker; ONNX Runtime cannot run it here: {first_line(error)}")
+        detail = f"valid by onnx.checker; ONNX Runtime cannot run it here: {first_line(error)}"
+        return Check(CHECK, None, detail, "fails")
     except Exception as error:  # a damaged file
-        return Check(CHECK, False, f"does not run: {first_line(error)}")
+        return Check(CHECK, False, f"does not run: {first_line(error)}", "fails")
 
 
 def _compare(session: Any, inputs: Inputs, subject: Subject) -> Check:
@@ -80,14 +81,15 @@ def _compare(session: Any, inputs: Inputs, subject: Subject) -> Check:
     if subject.model is None:
         given = tensors(inputs)[0].shape
         if any(i not in free and size != given[i] for i, size in enumerate(sizes)):
-            return Check(CHECK, None, f"not run: it takes {sizes}, and the plan remembers outputs for {list(given)}")
+            detail = f"not run: it takes {sizes}, and the plan remembers outputs for {list(given)}"
+            return Check(CHECK, None, detail, "nothing-to-compare")
         return against_outputs(CHECK, _outputs(session, inputs), subject.plan)
     seed, worst, count = subject.plan.seed, 0.0, 0
     for case in cases(subject.model, inputs, free, seed):
         want = run(subject.model, case, False, seed).outputs
         fits, apart = close(want, _outputs(session, case), RUNTIME)
         if not fits:
-            return Check(CHECK, False, f"ONNX Runtime's outputs differ by {apart:.2g} of their size")
+            return Check(CHECK, False, f"ONNX Runtime's outputs differ by {apart:.2g} of their size", "differs")
         worst, count = max(worst, apart), count + 1
     return Check(CHECK, True, f"ONNX Runtime: {count} inputs within {worst:.2g}; {in_words(free)}")
 

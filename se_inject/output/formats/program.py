@@ -64,17 +64,17 @@ def check(folder: Path, subject: Subject) -> Check:
     """The file, loaded in a clean process, against the model at other batches and another size."""
     model, seed = subject.whole, subject.plan.seed
     if subject.inputs is None:
-        return Check(CHECK, None, "not run: there are no inputs to compare it on")
+        return Check(CHECK, None, "not run: there are no inputs to compare it on", "nothing-to-compare")
     free = _free(folder / NAME)
     compared = list(cases(model, batched(subject.inputs), free, seed))
     outputs, failure = run_clean(folder / NAME, compared)
     if failure:
-        return Check(CHECK, False, f"does not run in a clean process: {failure}")
+        return Check(CHECK, False, f"does not run in a clean process: {failure}", "fails")
     worst = 0.0
     for case, got in zip(compared, outputs, strict=True):
         fits, apart = close(run(model, case, False, seed).outputs, got, PROGRAM)
         if not fits:
-            return Check(CHECK, False, f"outputs differ by {apart:.2g} of their size, in a clean process")
+            return Check(CHECK, False, f"outputs differ by {apart:.2g} of their size, in a clean process", "differs")
         worst = max(worst, apart)
     how = "bit-equal" if worst == 0 else f"within {worst:.2g}"
     return Check(CHECK, True, f"loaded in a clean process: {len(outputs)} inputs {how}; {in_words(free)}")
@@ -101,16 +101,18 @@ def inspect(folder: Path, subject: Subject) -> Check:
     try:
         hashes = {name: digest(tensor) for name, tensor in weights_in(folder / NAME)}
     except LoadError as error:
-        return Check(CHECK, False, str(error))
+        return Check(CHECK, False, str(error), error.code)
     if subject.model is not None:
         what, known = "the model's", digests(subject.model)
     else:
         what, doubled = subject.plan.whose, absorbed(subject.plan)
         known = {name: value for name, value in subject.plan.saved.tensors.items() if name not in doubled}
     if not known:
-        return Check(CHECK, None, f"not run, and there are no weights to compare it with; {NOT_RUN}")
+        detail = f"not run, and there are no weights to compare it with; {NOT_RUN}"
+        return Check(CHECK, None, detail, "nothing-to-compare")
     if wrong := sorted(name for name, value in known.items() if hashes.get(name) != value):
-        return Check(CHECK, False, f"{len(wrong)} tensors in it are not {what}, the first is {ascii(wrong[0])[1:-1]}")
+        detail = f"{len(wrong)} tensors in it are not {what}, the first is {ascii(wrong[0])[1:-1]}"
+        return Check(CHECK, False, detail, "differs")
     return Check(CHECK, True, f"{len(known)} tensors in it are {what}; {NOT_RUN}")
 
 

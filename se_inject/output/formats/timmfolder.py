@@ -90,24 +90,25 @@ def check(folder: Path, subject: Subject) -> Check:
     import timm
 
     if foreign := sorted({p.name for p in (folder / FOLDER).iterdir()} - {"config.json", WHOLE}):
-        return Check(CHECK, False, f"{FOLDER} holds {foreign[0]!a}, which is not ours; not loaded")
+        return Check(CHECK, False, f"{FOLDER} holds {foreign[0]!a}, which is not ours; not loaded", "foreign")
     with _quiet():
         try:
             loaded = timm.create_model(f"local-dir:{folder / FOLDER}", pretrained=True)
         except Exception as error:  # of timm, whatever a file makes it meet
-            return Check(CHECK, False, f"timm does not load the folder: {baseline.first_line(error)}")
+            return Check(CHECK, False, f"timm does not load the folder: {baseline.first_line(error)}", "fails")
     if subject.inputs is None:
-        return Check(CHECK, None, "timm loads the folder; there are no inputs to run it on")
+        return Check(CHECK, None, "timm loads the folder; there are no inputs to run it on", "nothing-to-compare")
     seed = subject.plan.seed
     probe = baseline.shrink(loaded, subject.inputs, seed) if subject.model is not None else subject.inputs
     got = baseline.run(loaded, probe, False, seed)
     if got.failure:
-        return Check(CHECK, False, f"timm loads the folder, and it does not run: {got.failure}")
+        return Check(CHECK, False, f"timm loads the folder, and it does not run: {got.failure}", "fails")
     if subject.model is None:
         return against_outputs(CHECK, got.outputs, subject.plan)
     want = baseline.run(subject.model, probe, False, seed)
     equal = len(want.outputs) == len(got.outputs) and all(map(same, want.outputs, got.outputs))
-    return Check(CHECK, equal, f"timm.create_model loads the folder, outputs {'bit-equal' if equal else 'differ'}")
+    detail = f"timm.create_model loads the folder, outputs {'bit-equal' if equal else 'differ'}"
+    return Check(CHECK, equal, detail, "" if equal else "differs")
 
 
 def _refusal(why: str) -> WriteError:

@@ -30,7 +30,7 @@ def check(folder: Path, subject: Subject) -> Check:
     before = baseline.digests(whole)
     wrong = [key for key, digest in before.items() if key not in tensors or baseline.digest(tensors[key]) != digest]
     if wrong or len(tensors) != len(before):
-        return Check(name, False, f"{len(wrong)} tensors differ, the first is {wrong[:1]}")
+        return Check(name, False, f"{len(wrong)} tensors differ, the first is {wrong[:1]}", "differs")
     count = f"{len(before)} tensors identical"
     if len(shard_names(folder)) > 1:
         count += f" in {len(shard_names(folder)) - 1} shards"
@@ -39,11 +39,11 @@ def check(folder: Path, subject: Subject) -> Check:
     model = skeleton(whole, keep=share)  # without the user's hooks, like the copy
     seed = subject.plan.seed
     if subject.inputs is None:
-        return Check(name, None, f"{count}; there are no inputs to run the model on")
+        return Check(name, None, f"{count}; there are no inputs to run the model on", "nothing-to-compare")
     probe = baseline.shrink(model, subject.inputs, seed)
     want = baseline.run(model, probe, False, seed)
     if want.failure:
-        return Check(name, None, f"{count}; the model does not run: {want.failure}")
+        return Check(name, None, f"{count}; the model does not run: {want.failure}", "fails")
     copy.load_state_dict(_versioned(model, aligned(tensors)), assign=True)
     got = baseline.run(copy, probe, False, seed)
     if not _equal(want, got):
@@ -53,7 +53,8 @@ def check(folder: Path, subject: Subject) -> Check:
         copy.load_state_dict(_versioned(model, laid_out), assign=True)
         got = baseline.run(copy, probe, False, seed)
     equal = _equal(want, got)
-    return Check(name, equal, got.failure or f"{count}, outputs {'bit-equal' if equal else 'differ'}")
+    detail = got.failure or f"{count}, outputs {'bit-equal' if equal else 'differ'}"
+    return Check(name, equal, detail, "fails" if got.failure else "" if equal else "differs")
 
 
 def _equal(want: baseline.Run, got: baseline.Run) -> bool:

@@ -42,7 +42,7 @@ def squares(decisions: Iterable[Decision], label: str) -> Markup:
             Markup('<g class="{}"><title>{}: {}</title><rect x="{}" y="{}" width="{}" height="{}" rx="3"/></g>').format(
                 decision.status,
                 visible(decision.site.id),
-                visible(decision.reason),
+                visible(str(decision.reason)),
                 x + 0.5,
                 y + 0.5,
                 CELL - 1,
