@@ -24,7 +24,7 @@ PARENT = """
 import os
 from se_inject.parallel.pool import run
 from tests.parallel.test_pool import work
-list(run(["hold " + os.environ["SAID"]], work))
+list(run(["hold " + os.environ["SAID"]], work, preload=["torch"]))
 """
 
 

@@ -51,7 +51,7 @@ Open = Callable[..., AbstractContextManager[Any]]
 def browser() -> Iterator[Any]:
     sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
     with sync.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS, timeout=0)
         yield opened
         opened.close()
 
@@ -67,6 +67,7 @@ def visit(browser: Any, tmp_path: Path) -> Open:
         path = tmp_path / "report.html"
         path.write_bytes(to_html(report).encode())
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
+        context.set_default_timeout(0)  # of playwright's own, half a minute: a busy machine may take longer
         page, problems, requests = context.new_page(), [], []
         page.on("console", lambda message: problems.append(message.text))
         page.on("pageerror", lambda error: problems.append(str(error)))
@@ -76,10 +77,12 @@ def visit(browser: Any, tmp_path: Path) -> Open:
         if PICTURES and name:
             Path(PICTURES).mkdir(parents=True, exist_ok=True)
             page.screenshot(path=f"{PICTURES}/{name}-{width}-{scheme}.png", full_page=True)
-        yield page
+        try:
+            yield page
+        finally:
+            context.close()
         assert problems == []
         assert requests == [path.as_uri()]
-        context.close()
 
     return opened
 
