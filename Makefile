@@ -3,8 +3,11 @@
 #   make test       the test suite      make test-slow  what takes longer      make bench  speed, as ratios
 #   make test-wording   the same with every reason in other words: no behaviour may change
 #   make fuzz       readers against what hypothesis makes of their formats, a minute each
-#   make lint       ruff                make types      mypy                   make clean  everything made here
-#   make docs       the references in docs/, from the code                     make pictures  the README's, from a run
+#   make lint       ruff, and the stack of folders      make types  mypy       make clean  everything made here
+#   make docs       tables and drawings in docs/, from the code                make pictures  the README's, from a run
+#   make site       the documentation as a site, in site/, with the references of the API and of the command line
+#   make wheel      wheel and sdist in dist/, each installed into an empty environment and tried
+#   make matrix     the fast tests with the oldest torch that setup.cfg promises, and on every Python 3.11 or newer here
 #   make zoo        docs/coverage.md: every architecture of timm and torchvision, in about half an hour
 #   make evidence   docs/evidence.md: what blocks add to further training; FASHION=FILE.npz for Fashion-MNIST as well
 
@@ -13,12 +16,12 @@ PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 JOBS ?= 2
 
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --durations=10
 
-.PHONY: setup demo test test-slow test-wording bench fuzz zoo evidence lint types docs pictures clean
+.PHONY: setup demo test test-slow test-wording bench fuzz zoo evidence lint types docs pictures site wheel matrix clean
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -27,7 +30,7 @@ setup: $(STAMP)
 $(STAMP): setup.cfg pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): several GB the first time, some minutes"
-	$(BIN)/python -m pip install -qq $(TORCH) --editable ".[test,demo]"
+	$(BIN)/python -m pip install -qq $(TORCH) --editable ".[test,docs,demo]"
 	touch $@
 
 demo: $(STAMP)
@@ -60,6 +63,7 @@ evidence: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 
 types: $(STAMP)
 	$(BIN)/python -m mypy
@@ -71,6 +75,20 @@ docs: $(STAMP)
 pictures: $(STAMP)
 	$(BIN)/python -m docs.pictures
 
+# every warning is an error, a link that leads nowhere among them
+site: $(STAMP)
+	$(BIN)/python -m sphinx -q -n -W --keep-going -c docs . site
+
+wheel: $(STAMP)
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python -m tests.smoke dist/*
+
+# each with an environment of its own in .matrix/, of several GB
+matrix:
+	$(PYTHON) tests/matrix.py "$(MAKE)" JOBS=$(JOBS)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-out
+	rm -rf $(VENV) .matrix build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from se_inject._version import __version__ as __version__
 from se_inject.types import Shown
-
-__version__ = "0.1.0"
 
 # Name -> module, imported when first used: `se-inject --help` answers without importing torch.
 _INDEX = {

@@ -1,1 +1,1 @@
-"""Files in and out: what a checkpoint is, by its bytes, read without running it; outputs written all or nothing."""
+"""What a checkpoint is, by its bytes, and its tensors, read without running it."""

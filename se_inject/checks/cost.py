@@ -4,7 +4,7 @@ Conventions, none of which an optimised kernel has to follow (fvcore, ptflops an
 
 - ``macs``: torch's own FLOP formulas / 2, for convolutions and matrix products (2 FLOPs = 1 MAC; the bias is in it).
 - ``elementwise``: 1 per output number of an op that torch tags pointwise, however hard the function (``gelu`` 1); 1 per
-  input number of an op tagged reduction (``mean``, ``sum``, ``amax``, ``var``; the division at its end is not counted);
+  input number of one in ``REDUCTIONS`` (``mean``, ``sum``, ``amax``, ``var``; the division at its end is not counted);
   the rest as ``ELEMENTWISE`` says. One SE block at C=64, 56x56, r=16: 512 MACs; 200,704 additions of the pool, 200,704
   multiplications by the gate, and the 4 + 64 activations of the ReLU and the sigmoid.
 - ``activation_bytes``: what modules without children return; in-place results and views are no new memory. Results of
@@ -31,7 +31,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from se_inject.checks.elementwise import ELEMENTWISE, MOVES, Formula, moves, per_input, per_output
+from se_inject.checks.elementwise import ELEMENTWISE, MOVES, REDUCTIONS, Formula, moves, per_input, per_output
 from se_inject.errors import PlanMismatchError, TraceError, closest
 from se_inject.guard import eager
 from se_inject.inputs import Inputs, resolve
@@ -108,13 +108,13 @@ def _listed(func: Any) -> Formula | None:
 
 @cache
 def _tagged(func: Any) -> Formula | None:
-    """The rule of an op by its tags, which the in-place form of some lacks (``gelu_``, ``mish_``)."""
+    """The rule of an op that reduces, or is tagged pointwise; the in-place form of some lacks the tag (``gelu_``)."""
     namespace, name = func._schema.name.split("::")
     plain = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None)
     tags = {*func.tags, *getattr(getattr(plain, func._overloadname, None), "tags", ())}
     if torch.Tag.pointwise in tags:
         return per_output(1)
-    return per_input(1) if torch.Tag.reduction in tags else None
+    return per_input(1) if namespace == "aten" and name in REDUCTIONS else None
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:

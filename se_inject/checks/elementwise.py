@@ -74,6 +74,13 @@ ELEMENTWISE: dict[str, Formula] = {
     "affine_grid_generator": lambda a, y: y.numel() * a["theta"].shape[-1],
 }
 
+# One op for each input. The tag that says so is newer than the oldest torch that setup.cfg promises.
+REDUCTIONS = frozenset([
+    "all", "amax", "amin", "aminmax", "any", "argmax", "argmin", "count_nonzero", "linalg__powsum",
+    "linalg_vector_norm", "logsumexp", "max", "mean", "min", "nansum", "norm", "prod", "std", "std_mean", "sum", "var",
+    "var_mean",
+])  # fmt: skip
+
 # Moves and makes numbers, or draws them at random, but computes none. Views are recognised by their schema.
 MOVES = frozenset([
     "arange", "bernoulli", "cat", "channel_shuffle", "clone", "constant_pad_nd", "copy", "embedding",

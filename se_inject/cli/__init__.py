@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from se_inject import __version__
+from se_inject._version import __version__
 from se_inject.cli.batch import batch
 from se_inject.cli.convert import convert
 from se_inject.cli.listing import list_

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from se_inject._version import __version__
 from se_inject.checks import gates, verify
 from se_inject.checks import reference as baseline
 from se_inject.checks.cost import measure
@@ -167,8 +168,6 @@ def rewritten(model: nn.Module) -> dict[str, Rewrite]:
 
 def versions(model: nn.Module) -> dict[str, str]:
     """Versions of what the result depends on: torch, and the libraries that the model's classes come from."""
-    from se_inject import __version__
-
     found = {"se_inject": __version__, "python": ".".join(map(str, sys.version_info[:3])), "torch": torch.__version__}
     for library in sorted({type(module).__module__.partition(".")[0] for module in model.modules()} - set(found)):
         version = getattr(sys.modules.get(library), "__version__", None)

@@ -1,1 +1,1 @@
-"""Many models in one command: what is to be done, by how many processes, and what became of it."""
+"""Work for several processes, here or on Ray, by the cores and the memory there are; it knows no models."""

@@ -1,1 +1,1 @@
-"""From a model to its sites: a forward is traced, module by module, and the graphs are searched for places."""
+"""From recorded graphs to sites: every place where a block can stand, whether or not it is wanted there."""

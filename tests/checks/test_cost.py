@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from se_inject.checks.cost import ELEMENTWISE, MOVES, Measured, batch_size, cost, measure, site_costs
+from se_inject.checks.cost import ELEMENTWISE, MOVES, REDUCTIONS, Measured, batch_size, cost, measure, site_costs
 from se_inject.errors import PlanMismatchError, TraceError
 from se_inject.inputs import Inputs, resolve
 from se_inject.types import BlockSpec, Carrier, Cost, Decision, Plan, Site
@@ -270,9 +270,19 @@ def test_uncounted_ops_are_listed(name):
 
 
 def test_tables_name_real_ops_once():
-    for name in (*ELEMENTWISE, *MOVES):
-        assert hasattr(torch.ops.aten, name) or hasattr(torch.ops.aten, name + "_"), name
-    assert not MOVES & set(ELEMENTWISE)
+    for name in (*ELEMENTWISE, *MOVES, *REDUCTIONS):
+        known = hasattr(torch.ops.aten, name) or hasattr(torch.ops.aten, name + "_")
+        assert known or name == "linalg__powsum", name  # newer than torch 2.9
+    assert not MOVES & set(ELEMENTWISE) and not REDUCTIONS & (MOVES | set(ELEMENTWISE))
+
+
+def test_reductions_are_those_of_torch():
+    if not hasattr(torch.Tag, "reduction"):
+        pytest.skip("this torch does not say which ops reduce")
+    names = {name.removeprefix("aten::").partition(".")[0] for name in torch._C._dispatch_get_all_op_names()}
+    packets = {name: getattr(torch.ops.aten, name) for name in names if hasattr(torch.ops.aten, name)}
+    overloads = [(name, getattr(packet, o)) for name, packet in packets.items() for o in packet.overloads()]
+    assert {name for name, op in overloads if torch.Tag.reduction in op.tags} == REDUCTIONS
 
 
 def test_detection_falls_back_to_a_real_run():

@@ -14,7 +14,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from se_inject import __version__
+from se_inject._version import __version__
 from se_inject.blocks.custom import import_block
 from se_inject.checkpoints.kind import locate, readable
 from se_inject.checkpoints.shards import read_index
