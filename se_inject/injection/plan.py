@@ -18,6 +18,7 @@ from se_inject.rules import budget
 from se_inject.rules.auto import needed
 from se_inject.rules.decide import Budget, decide
 from se_inject.rules.schema import Rules, given, read
+from se_inject.search.carriers import is_free
 from se_inject.search.sites import Found, find
 from se_inject.search.train_mode import train_only
 from se_inject.surgery import splice
@@ -82,7 +83,13 @@ def decided(
         fingerprint=fingerprint(model),
         rules=given(parsed),
         seed=seed,
-        decisions=decide(sites, parsed, half=half, budget=_budget(model, found, inputs, parsed)),
+        decisions=decide(
+            sites,
+            parsed,
+            half=half,
+            budget=_budget(model, found, inputs, parsed),
+            free=partial(is_free, recorded.root),
+        ),
         notes=tuple(recorded.notes),
     )
     return Planned(made, recorded, found, inputs)

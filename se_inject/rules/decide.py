@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import chain, count
 from typing import Any
 
 from se_inject.blocks import Block, find_block
@@ -26,10 +26,15 @@ Budget = Callable[[tuple[Decision, ...], Alternatives], tuple[Decision, ...]]
 
 
 def decide(
-    sites: Iterable[Site], rules: Rules, *, half: bool = False, budget: Budget | None = None
+    sites: Iterable[Site],
+    rules: Rules,
+    *,
+    half: bool = False,
+    budget: Budget | None = None,
+    free: Callable[[str], bool] = lambda path: True,
 ) -> tuple[Decision, ...]:
     """One decision for every site. ``half``: the model is in fp16, where ``absorb`` is not exact. ``budget``: chooses
-    among what the rules take, when they set one.
+    among what the rules take, when they set one. ``free``: whether the model has room for a new module at a path.
 
     Raises ``RulesError`` when nothing is to be inserted, with the nearest paths or the commonest reason.
     """
@@ -54,30 +59,23 @@ def decide(
     if not any(d.status == "insert" for d in decisions):
         offered = tuple(d for d in decisions if chosen[d.site.id][0])
         raise _nothing(sites, rules, offered or decisions)
-    return _renamed(decisions)
+    return tuple(_named(decisions, free))
 
 
-def _renamed(decisions: tuple[Decision, ...]) -> tuple[Decision, ...]:
-    """Every site has a name of its own for its child; what is inserted takes the first of its owner's names."""
-    names: dict[tuple[str, str], set[str]] = {}
-    for decision in decisions:
-        if (carrier := decision.site.carrier) is not None and carrier.kind != "slot":
-            names.setdefault(_pool(decision), set()).add(carrier.name)
-    free = {pool: sorted(found, key=lambda name: (len(name), name)) for pool, found in names.items()}
-    renamed = []
+def _named(decisions: Iterable[Decision], free: Callable[[str], bool]) -> Iterator[Decision]:
+    """What is inserted gets the first free name of its parent: ``se``, or ``se_1`` and so on."""
+    taken: set[str] = set()
     for decision in decisions:
         carrier = decision.site.carrier
         if decision.status == "insert" and carrier is not None and carrier.kind != "slot":
-            carrier = replace(carrier, name=free[_pool(decision)].pop(0))
-            decision = replace(decision, site=replace(decision.site, carrier=carrier))
-        renamed.append(decision)
-    return tuple(renamed)
-
-
-def _pool(decision: Decision) -> tuple[str, str]:
-    """The module that gets the child, and the child's name without its number."""
-    parent, _, name = decision.key.rpartition(".")
-    return parent, re.sub(r"_\d+$", "", name)
+            key = decision.key
+            numbers = chain([""], (f"_{n}" for n in count(1)))
+            number = next(n for n in numbers if f"{key}{n}" not in taken and free(f"{key}{n}"))
+            taken.add(f"{key}{number}")
+            if number:
+                carrier = replace(carrier, name=f"{carrier.name}{number}")
+                decision = replace(decision, site=replace(decision.site, carrier=carrier))
+        yield decision
 
 
 def _decide(site: Site, rules: Rules, chosen: tuple[bool, Reason], selected: Answer | None, half: bool) -> Decision:

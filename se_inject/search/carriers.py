@@ -50,7 +50,6 @@ class Index:
         self.ran: Counter[Any] = Counter()  # (module path, expression, what it calls) -> times in one forward
         self.parameters: Counter[int] = Counter()  # parameter -> modules that hold it
         self.slots: dict[Any, str | None] = {}
-        self.taken: dict[int, set[str]] = {}  # module -> names given to new children
         for call in trace.calls:
             if call.parent is None:
                 self.runs[call.path] += 1
@@ -70,7 +69,7 @@ class Index:
 def carrier(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, Reason | None]:
     """The carrier for a block behind ``node``, or the reason why there is none."""
     if isinstance(call.module, fx.GraphModule):
-        return _graph(index, call, node)
+        return _graph(call, node)
     slot = _slot(index, call, node)
     if slot is not None:
         return Carrier("slot", call.path, slot), None
@@ -84,7 +83,7 @@ def carrier(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, Re
 def edge(index: Index, call: Call, node: fx.Node, user: fx.Node, name: str) -> tuple[Carrier | None, Reason | None]:
     """The carrier for a block between ``node`` and one user of it, or the reason why there is none."""
     if isinstance(call.module, fx.GraphModule):
-        return _graph(index, call, node, record_of(user).fx_node)
+        return _graph(call, node, record_of(user).fx_node)
     operands: list[int | str] = [i for i, arg in enumerate(user.args) if arg is node]
     operands += [key for key, arg in user.kwargs.items() if arg is node]
     if len(operands) != 1:
@@ -92,20 +91,20 @@ def edge(index: Index, call: Call, node: fx.Node, user: fx.Node, name: str) -> t
     return _source(index, call, user, name, operands[0])
 
 
-def _graph(index: Index, call: Call, node: fx.Node, user: str | None = None) -> tuple[Carrier | None, Reason | None]:
+def _graph(call: Call, node: fx.Node, user: str | None = None) -> tuple[Carrier | None, Reason | None]:
     place = record_of(node).fx_node or node.name
     if len({_upstream(graph, place, user) for graph in graphs_of(call.module)}) > 1:
         kind = type(call.module).__name__
         return None, Reason("two-graphs", f"{kind} has a graph for each mode, and {place} is not the same in both")
     owner = record_of(node).path.rpartition(".")[0].removeprefix(call.path).lstrip(".")
-    name = free_name(index, _submodule(call.module, owner))
-    return Carrier("graph", call.path, f"{owner}.{name}" if owner else name, node=place, user=user), None
+    name = f"{owner}.{CHILD}" if owner else CHILD
+    return Carrier("graph", call.path, name, node=place, user=user), None
 
 
 def _upstream(graph: fx.Graph, place: str, user: str | None) -> frozenset[str]:
     """The modules and parameters that a node is computed from; empty where the graph has no such node."""
     node = next((node for node in graph.nodes if node.name == place), None)
-    if node is None or (user is not None and user not in {taker.name for taker in node.users}):
+    if node is None or (user is not None and user not in {n.name for n in node.users}):
         return frozenset()
     before, todo = set(), [node]
     while todo:
@@ -150,7 +149,7 @@ def _source(
     if _dropped(span, place):
         text = f"{span.cls.__name__}.{span.method} makes it by a statement whose value is dropped"
         return None, Reason("value-dropped", text)
-    return Carrier("source", call.path, free_name(index, call.module, base), place), None
+    return Carrier("source", call.path, base, place), None
 
 
 def _dropped(span: CodeSpan, place: Position) -> bool:
@@ -172,20 +171,18 @@ def _wrap_output(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | Non
     if isinstance(module, nn.modules.batchnorm._NormBase):
         # Conversions (SyncBatchNorm, freezing, fusion) put another module in its place, and the block would be gone.
         if result(call) is node and type(call.module).forward is nn.Sequential.forward:
-            return Carrier("append", call.path, free_name(index, call.module)), None
+            return Carrier("append", call.path, CHILD), None
         return _wrap_input(index, call, node)
     if type(module).forward is nn.Sequential.forward and follows_class(module):
-        return Carrier("append", path, free_name(index, module)), None
+        return Carrier("append", path, CHILD), None
     if reason := _unfit(module):
         return None, reason
     if isinstance(module, CONTAINERS):
         if type(call.module).forward is not nn.Sequential.forward or any(map(str.isdecimal, call.module._modules)):
             return None, Reason("container", f"{name} runs all its children, and would run a new one too")
         child = str(node.target)  # its siblings have names, and keep them
-        return Carrier(
-            "sequential_after", call.path, free_name(index, call.module, f"{child}_{CHILD}"), node=child
-        ), None
-    return Carrier("wrap_output", path, free_name(index, module)), None
+        return Carrier("sequential_after", call.path, f"{child}_{CHILD}", node=child), None
+    return Carrier("wrap_output", path, CHILD), None
 
 
 def _wrap_input(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, Reason | None]:
@@ -204,7 +201,7 @@ def _wrap_input(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None
         first_argument(parse(text), text)
     except ValueError:
         return None, reason
-    return Carrier("wrap_input", user_path, free_name(index, module)), None
+    return Carrier("wrap_input", user_path, CHILD), None
 
 
 def follows_class(module: nn.Module) -> bool:
@@ -229,19 +226,12 @@ def _unfit(module: nn.Module) -> Reason | None:
     return None
 
 
-def free_name(index: Index, module: nn.Module, base: str = CHILD) -> str:
-    """``se``, or ``se_1`` and so on when the module has such an attribute, or another site of it that name; a ``None``
-    that nothing reads may go."""
-    name, n, taken = base, 0, index.taken.setdefault(id(module), set())
-    while name in taken or (hasattr(module, name) and not _spare(module, name)):
-        n += 1
-        name = f"{base}_{n}"
-    taken.add(name)
-    return name
-
-
-def _spare(module: nn.Module, name: str) -> bool:
-    """An attribute of the instance that is ``None`` and that no method reads."""
+def is_free(root: nn.Module, path: str) -> bool:
+    """Whether a new child may sit at ``path``: nothing is there, or a ``None`` of the instance that no method reads."""
+    parent, _, name = path.rpartition(".")
+    module = _submodule(root, parent)
+    if not hasattr(module, name):
+        return True
     own = name in module.__dict__ or name in module._modules
     return own and getattr(module, name) is None and name not in _read(type(module))
 

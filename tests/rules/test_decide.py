@@ -22,7 +22,7 @@ from se_inject.rules.decide import decide
 from se_inject.rules.schema import read
 from se_inject.search.sites import find
 from se_inject.trace.record import trace
-from se_inject.types import Carrier, Decision, Reason, Site
+from se_inject.types import Carrier, Decision, Reason
 from tests.helpers import refused
 from tests.nets import NETS, Basic, Bottleneck, Fn, MBConv, Net, body, conv, unit
 from tests.rules.test_rules import site
@@ -353,23 +353,18 @@ def test_deciding_changes_nothing_and_repeats() -> None:
     assert (sites, rules) == before
 
 
-def named(*names: str) -> tuple[Site, ...]:
-    """Sites of one owner, with these names for their children."""
+def test_what_is_inserted_takes_the_first_free_names_of_its_owner() -> None:
     first = site("b")
-    return tuple(
-        replace(first, id=f"b:standard_{i}", carrier=Carrier("source", "b", name)) for i, name in enumerate(names)
-    )
-
-
-def test_what_is_inserted_takes_the_first_names_of_its_owner() -> None:
-    sites = named("se_1", "se_2", "se_10")
-    keys = [d.key for d in decide(sites, read("standard"))]
-    assert keys == ["b.se_1", "b.se_2", "b.se_10"]
+    carriers = [Carrier("source", "b", "se")] * 3 + [Carrier("sequential_after", "b", "conv_se", node="conv")]
+    sites = tuple(replace(first, id=f"b:standard_{i}", carrier=carrier) for i, carrier in enumerate(carriers))
+    assert [d.key for d in decide(sites, read("standard"))] == ["b.se", "b.se_1", "b.se_2", "b.conv_se"]
+    found = decide(sites, read("standard"), free=lambda path: path not in ("b.se", "b.se_2"))
+    assert [d.key for d in found] == ["b.se_1", "b.se_3", "b.se_4", "b.conv_se"]
     found = decide(sites, read({"placement": "standard", "exclude": "b:standard_0"}))
-    assert [d.key for d in found if d.status == "insert"] == ["b.se_1", "b.se_2"]
+    assert [d.key for d in found if d.status == "insert"] == ["b.se", "b.se_1", "b.conv_se"]
     slot = replace(sites[1], carrier=Carrier("slot", "b", "attn"))
-    found = decide((sites[0], slot, sites[2]), read("standard"))
-    assert [d.key for d in found] == ["b.se_1", "b.attn", "b.se_10"]
+    found = decide((sites[0], slot, sites[2]), read("standard"), free=lambda path: path != "b.attn")
+    assert [d.key for d in found] == ["b.se", "b.attn", "b.se_1"]
 
 
 @pytest.mark.parametrize("rules", ["standard", "inner", "auto"])

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 import se_inject
+from se_inject.injection.plan import make_plan
 from se_inject.inputs import Inputs, resolve
 from se_inject.search.sites import Found, find
 from se_inject.search.train_mode import train_only
@@ -470,8 +471,8 @@ class Constants(WithSlot):
     ids=lambda value: f"{type(value).__name__}" if isinstance(value, nn.Module) else value,
 )
 def test_slots_and_names(net: Net, kind: str, name: str) -> None:
-    carrier = site(net).carrier
-    assert (carrier.kind, carrier.path, carrier.name) == (kind, "", name)
+    (decision,) = make_plan(net, net.shape, "standard").plan.insertions
+    assert (decision.site.carrier.kind, decision.site.carrier.path, decision.key) == (kind, "", name)
 
 
 def test_a_slot_is_put_back_after_its_trial() -> None:
@@ -486,8 +487,9 @@ def test_a_slot_is_put_back_after_its_trial() -> None:
 
 
 def test_several_sites_of_one_owner_have_names_of_their_own() -> None:
-    names = {name: s.carrier.name for name, s in sites(NETS["TwoJoins"]()).items()}
-    assert names == {"block:standard": "se", "block:standard_2": "se_1"}
+    net = NETS["TwoJoins"]()
+    keys = {d.site.id: d.key for d in make_plan(net, net.shape, "standard").plan.insertions}
+    assert keys == {"block:standard": "block.se", "block:standard_2": "block.se_1"}
 
 
 def test_methods_that_are_overridden_or_set_on_the_instance() -> None:
