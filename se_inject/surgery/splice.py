@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import fx, nn
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
@@ -16,9 +17,37 @@ from se_inject.surgery.classes import generated, is_generated
 from se_inject.surgery.edit import Edit, is_name
 from se_inject.surgery.fingerprint import fingerprint
 from se_inject.trace.calls import graphs_of
-from se_inject.types import REWRITTEN, Decision, Plan
+from se_inject.types import REWRITTEN, Carrier, Decision, Plan
 
 RECORD = "_se_inject"  # attribute of the root: what was done, so that `remove` can undo it
+Previous = Literal["nothing", "attribute", "child", "identity"]  # under a new child's name: a None, or an Identity
+
+
+@dataclass(frozen=True)
+class Inserted:
+    """One block that was put in, and what it takes to undo that."""
+
+    decision: Decision
+    previous: Previous
+    plan: Plan
+    run: int  # number of the insertion into this model: 0 for the first plan
+
+    @property
+    def carrier(self) -> Carrier:
+        return _carrier(self.decision)
+
+    @property
+    def parent(self) -> str:
+        return self.decision.key.rpartition(".")[0]
+
+    @property
+    def name(self) -> str:
+        return self.decision.key.rpartition(".")[2]
+
+    @property
+    def absorbed(self) -> str:
+        """Path of the batch norm that was doubled; empty when none was."""
+        return self.decision.site.absorb if self.decision.init == "absorb" else ""
 
 
 def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
@@ -31,10 +60,12 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     if not inplace:
         model = _copy(model)
     before = {path: type(_module(model, path)) for path in classes}
-    records: list[dict[str, Any]] = []
+    earlier: tuple[Inserted, ...] = model.__dict__.get(RECORD, ())
+    run = earlier[-1].run + 1 if earlier else 0
+    records: list[Inserted] = []
     try:
         for decision in plan.insertions:
-            records.append(_insert(model, decision, plan.seed))
+            records.append(Inserted(decision, _insert(model, decision, plan.seed), plan, run))
         set_classes(model, classes)
         for path in dict.fromkeys(_carrier(d).path for d in plan.insertions if _carrier(d).kind == "graph"):
             _splice_graph(_module(model, path), [d for d in plan.insertions if _carrier(d).path == path])
@@ -43,10 +74,8 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
         for record in reversed(records):
             _take_out(model, record)
         raise
-    earlier = model.__dict__.get(RECORD, ())
-    run = earlier[-1]["run"] + 1 if earlier else 0
     if records:  # a plan without insertions leaves the model as it is
-        _remember(model, (*earlier, *({**record, "run": run, "plan": plan} for record in records)))
+        _remember(model, (*earlier, *records))
     return model
 
 
@@ -63,7 +92,7 @@ def _copy(model: nn.Module) -> nn.Module:
     return new
 
 
-def _remember(model: nn.Module, records: tuple[dict[str, Any], ...]) -> None:
+def _remember(model: nn.Module, records: tuple[Inserted, ...]) -> None:
     model.__dict__[RECORD] = records
     if isinstance(model, fx.GraphModule):  # its own deep copy keeps what is named here
         model.meta.setdefault(_USER_PRESERVED_ATTRIBUTES_KEY, {})[RECORD] = records
@@ -90,12 +119,11 @@ def require_fingerprint(model: nn.Module, plan: Plan) -> None:
 
 def plan_of(model: nn.Module) -> Plan:
     """The plan that put the blocks into ``model``. Raises ``SpliceError`` when there is none, or more than one."""
-    records = model.__dict__.get(RECORD, ())
-    if not records or records[-1]["run"] > 0:
-        found = f"{records[-1]['run'] + 1} insertions, one after the other" if records else "no inserted block"
+    records: tuple[Inserted, ...] = model.__dict__.get(RECORD, ())
+    if not records or records[-1].run > 0:
+        found = f"{records[-1].run + 1} insertions, one after the other" if records else "no inserted block"
         raise SpliceError(f"{type(model).__name__} holds {found}; expected the blocks of one plan.")
-    plan: Plan = records[0]["plan"]
-    return plan
+    return records[0].plan
 
 
 def remove(model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -118,11 +146,11 @@ def remove(model: nn.Module, *, inplace: bool = False) -> nn.Module:
 
 def remove_last(model: nn.Module) -> None:
     """Undo the last of several insertions, in place."""
-    records = model.__dict__[RECORD]
-    last = [record for record in records if record["run"] == records[-1]["run"]]
+    records: tuple[Inserted, ...] = model.__dict__[RECORD]
+    last = [record for record in records if record.run == records[-1].run]
     for record in reversed(last):
         _take_out(model, record)
-    rewritten = dict.fromkeys(record["path"] for record in last if record["kind"] in REWRITTEN)
+    rewritten = dict.fromkeys(record.carrier.path for record in last if record.carrier.kind in REWRITTEN)
     classes: dict[str, Any] = {path: type(_module(model, path)) for path in rewritten}
     set_classes(model, {path: cls.se_base for path, cls in classes.items()})
     rest = records[: len(records) - len(last)]
@@ -132,23 +160,23 @@ def remove_last(model: nn.Module) -> None:
         _forget(model)
 
 
-def _require_ours(model: nn.Module, record: dict[str, Any]) -> None:
+def _require_ours(model: nn.Module, record: Inserted) -> None:
     """Raise ``SpliceError`` unless what ``record`` tells of is still there."""
     try:
-        module, parent = model.get_submodule(record["path"]), model.get_submodule(record["parent"])
-        norm = model.get_submodule(record["absorb"]) if record["absorb"] else None
+        module, parent = model.get_submodule(record.carrier.path), model.get_submodule(record.parent)
+        norm = model.get_submodule(record.absorbed) if record.absorbed else None
     except AttributeError as error:
         raise SpliceError(f"{error}: the model was changed since the insertion.") from error
-    if record["kind"] in REWRITTEN and not is_generated(type(module)):
+    if record.carrier.kind in REWRITTEN and not is_generated(type(module)):
         raise SpliceError(
-            f"{record['path']} is a {type(module).__name__}, not the class that was generated for it "
+            f"{record.carrier.path} is a {type(module).__name__}, not the class that was generated for it "
             "(wrapped by FSDP or swapped since?): unwrap it first."
         )
-    if parent._modules.get(record["name"]) is None:
-        raise SpliceError(f"{record['parent']} has no child {record['name']!r} any more, which was inserted.")
+    if parent._modules.get(record.name) is None:
+        raise SpliceError(f"{record.parent} has no child {record.name!r} any more, which was inserted.")
     if norm is not None and not _is_affine(norm):
         raise SpliceError(
-            f"{record['absorb']} is a {type(norm).__name__}, not the batch norm that was doubled (fused since?)."
+            f"{record.absorbed} is a {type(norm).__name__}, not the batch norm that was doubled (fused since?)."
         )
 
 
@@ -157,7 +185,7 @@ def _is_affine(norm: nn.Module) -> bool:
     return batch_norm and norm.weight is not None and norm.bias is not None
 
 
-def _carrier(decision: Decision) -> Any:
+def _carrier(decision: Decision) -> Carrier:
     carrier = decision.site.carrier
     if carrier is None:
         raise PlanMismatchError(f"the plan inserts at {decision.site.id}, but says not how")
@@ -185,7 +213,8 @@ def _classes(model: nn.Module, plan: Plan) -> dict[str, type]:
     return {path: generated(type(_module(model, path)), edit) for path, edit in edits.items()}
 
 
-def _insert(model: nn.Module, decision: Decision, seed: int) -> dict[str, Any]:
+def _insert(model: nn.Module, decision: Decision, seed: int) -> Previous:
+    """Put one block in; what was there under its name."""
     carrier = _carrier(decision)
     parent_path, _, name = decision.key.rpartition(".")
     parent = _module(model, parent_path)
@@ -199,20 +228,14 @@ def _insert(model: nn.Module, decision: Decision, seed: int) -> dict[str, Any]:
     previous = _clear(parent, name, carrier.kind)
     parent.add_module(name, block)
     if carrier.kind == "sequential_after":
+        assert carrier.node is not None
         _move_behind(parent, name, carrier.node)
     if norm is not None:
         _scale(norm, 2.0)
-    return {
-        "path": carrier.path,
-        "parent": parent_path,
-        "name": name,
-        "kind": carrier.kind,
-        "previous": previous,
-        "absorb": decision.site.absorb if decision.init == "absorb" else "",
-    }
+    return previous
 
 
-def _clear(parent: nn.Module, name: str, kind: str) -> str:
+def _clear(parent: nn.Module, name: str, kind: str) -> Previous:
     """Make room for a child, and say what was there: nothing, a ``None``, or an Identity to be filled."""
     if name in parent.__dict__ and parent.__dict__[name] is None:
         del parent.__dict__[name]
@@ -242,22 +265,21 @@ def _scale(norm: nn.Module, factor: float) -> None:
         parameter.data = parameter.detach() * factor
 
 
-def _take_out(model: nn.Module, record: dict[str, Any]) -> None:
+def _take_out(model: nn.Module, record: Inserted) -> None:
     """Undo one ``_insert``, and its node in a graph; not the class."""
-    parent, name = _module(model, record["parent"]), record["name"]
-    if record["previous"] == "child":  # by assignment: the child keeps its place among the others
+    parent, name = _module(model, record.parent), record.name
+    if record.previous == "child":  # by assignment: the child keeps its place among the others
         parent._modules[name] = None
-    elif record["previous"] == "identity":
+    elif record.previous == "identity":
         parent._modules[name] = nn.Identity().train(parent.training)
     else:
         delattr(parent, name)
-    if record["previous"] == "attribute":
+    if record.previous == "attribute":
         parent.__dict__[name] = None
-    if record["absorb"]:
-        _scale(_module(model, record["absorb"]), 0.5)
-    if record["kind"] == "graph":
-        key = f"{record['parent']}.{name}".removeprefix(f"{record['path']}.").strip(".")
-        _unsplice_graph(_module(model, record["path"]), key)
+    if record.absorbed:
+        _scale(_module(model, record.absorbed), 0.5)
+    if record.carrier.kind == "graph":
+        _unsplice_graph(_module(model, record.carrier.path), record.carrier.name)
 
 
 def _splice_graph(module: nn.Module, decisions: list[Decision]) -> None:

@@ -145,7 +145,7 @@ def test_what_passes_one_of_several_values_on_carries() -> None:
     assert all(check.passed for check in result.report.checks)
     (decision,) = result.plan.insertions
     assert decision.site.layout == "NLC"
-    assert "y = self.se(self.dropout(y))" in next(iter(result.report.rewritten.values()))
+    assert "y = self.se(self.dropout(y))" in next(iter(result.report.rewritten.values())).after
 
 
 def test_without_it_the_reason_is_said() -> None:
