@@ -29,10 +29,9 @@ from se_inject.inputs import resolve
 from se_inject.search.carriers import reaches
 from se_inject.search.chains import chain
 from se_inject.search.gated import made_by
-from se_inject.search.sites import find
-from se_inject.trace.calls import Trace
+from se_inject.search.sites import find_sites
+from se_inject.trace.calls import Trace, record_of
 from se_inject.trace.record import trace
-from se_inject.trace.records import record_of
 
 PLACEMENTS = ("standard", "inner", "concat", "sum")
 # Gates that have no place by the definitions, and why.
@@ -91,7 +90,7 @@ def leave_out(model: nn.Module, paths: list[str]) -> None:
 def match(bare: Trace, placements: tuple[str, ...], left: set[str]) -> tuple[Counter[str], Counter[str]]:
     """Sites that stand at a gate of ``left``, which is taken from there, and sites that do not, by placement."""
     taken, beyond = Counter[str](), Counter[str]()
-    found = find(bare, placements)
+    found = find_sites(bare, placements)
     for site in found.sites:
         _, node, user = found.places[site.id][0]
         here = next((path for path in left if user is None and (reaches(node, path) or behind(node, path))), None)

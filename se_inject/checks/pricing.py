@@ -8,7 +8,7 @@ from se_inject.blocks.make import make_block
 from se_inject.checks.cost import batch_size, measure
 from se_inject.inputs import Inputs
 from se_inject.rules.budget import Price
-from se_inject.search.nodes import shape
+from se_inject.search.ops import shape
 from se_inject.search.sites import Found
 from se_inject.types import Cost, Decision
 

@@ -66,10 +66,10 @@ def take(
     probe = shrink(model, inputs, seed)
     if probe is not inputs and not fits(probe):
         probe = inputs
-    training = run(model, probe, True, seed)
-    if training.failure and probe is not inputs and not (full := run(model, inputs, True, seed)).failure:
+    training = run_forward(model, probe, True, seed)
+    if training.failure and probe is not inputs and not (full := run_forward(model, inputs, True, seed)).failure:
         probe, training = inputs, full  # too small for train mode alone: an auxiliary head
-    return Reference(probe, digests(model), run(model, probe, False, seed), training)
+    return Reference(probe, digests(model), run_forward(model, probe, False, seed), training)
 
 
 def shrink(model: nn.Module, inputs: Inputs, seed: int = 0) -> Inputs:
@@ -80,10 +80,10 @@ def shrink(model: nn.Module, inputs: Inputs, seed: int = 0) -> Inputs:
     smaller = (shape[0], *(max(64, side // 64 * 32) for side in shape[1:]))
     small = from_shape(smaller, dtype_of(model), seed, inputs.kind)
     small = small.map(lambda t: t.to(_device(model)))
-    return inputs if run(model, small, False, seed).failure else small
+    return inputs if run_forward(model, small, False, seed).failure else small
 
 
-def run(model: nn.Module, inputs: Inputs, training: bool, seed: int) -> Run:
+def run_forward(model: nn.Module, inputs: Inputs, training: bool, seed: int) -> Run:
     """One forward without gradients, in the given mode and from the given random state."""
     with preserved(model), forked_rng(seed), torch.no_grad():
         try:
@@ -105,7 +105,7 @@ def watch(model: nn.Module, inputs: Inputs, seed: int, hooks: Iterable[tuple[nn.
     try:
         for module, hook in hooks:
             handles.append(module.register_forward_hook(hook))
-        ran = run(model, inputs, False, seed)
+        ran = run_forward(model, inputs, False, seed)
     finally:
         for handle in handles:
             handle.remove()

@@ -31,7 +31,7 @@ def up_to_date(report: Report, model: nn.Module, inputs: Inputs | None) -> Repor
         return replace(report, plan=plan)
     if plan.baseline.probe and inputs is not None:
         inputs = from_shape(plan.baseline.probe, dtype_of(model), plan.seed, inputs.kind)
-    outputs = baseline.run(model, inputs, False, plan.seed).outputs if inputs is not None else []
+    outputs = baseline.run_forward(model, inputs, False, plan.seed).outputs if inputs is not None else []
     now = baseline.describe(baseline.digests(model), plan.baseline.probe, outputs)
     detail = (
         f"{len(moved)} of {len(now.tensors)} tensors moved since the blocks were inserted; "

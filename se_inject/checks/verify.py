@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from se_inject.blocks.make import make_block
-from se_inject.checks.reference import Reference, Run, digest, digests, first_line, preserved, run, tensors_in
+from se_inject.checks.reference import Reference, Run, digest, digests, first_line, preserved, run_forward, tensors_in
 from se_inject.errors import VerifyError
 from se_inject.inputs import Inputs
 from se_inject.object_graph import held
@@ -52,7 +52,7 @@ def outputs(reference: Reference, model: nn.Module, plan: Plan) -> tuple[Check, 
             detail = f"the original does not run so in {mode} mode: {before.failure}"
             checks.append(Check(name, None, detail, "fails"))
             continue
-        after = run(model, reference.probe, mode == "train", plan.seed)
+        after = run_forward(model, reference.probe, mode == "train", plan.seed)
         if after.failure:
             detail = f"the original runs, the rewritten model does not: {after.failure}"
             checks.append(Check(name, False, detail, "fails"))
@@ -116,7 +116,7 @@ def against_baseline(model: nn.Module, inputs: Inputs | None, plan: Plan) -> Che
     if inputs is None or not plan.saved.outputs:
         detail = "the probe was not made from a shape, so it cannot be made again"
         return Check(name, None, detail, "nothing-to-compare")
-    after = run(model, inputs, False, plan.seed)
+    after = run_forward(model, inputs, False, plan.seed)
     if after.failure:
         return Check(name, False, after.failure, "fails")
     return against_outputs(name, after.outputs, plan)
@@ -310,7 +310,7 @@ def independent(original: nn.Module, model: nn.Module, inputs: Inputs | None, se
     shared += [memory[place] for t in after.tensors.values() if (place := _storage(t)) in memory and place is not None]
     if not shared and inputs is not None:
         with Reads(before.tensors.keys()) as reads:
-            run(model, inputs, False, seed)
+            run_forward(model, inputs, False, seed)
         shared = reads.found
     if shared:
         detail = (

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import fx, nn
 
-from se_inject.checks.reference import Run, first_line, run
+from se_inject.checks.reference import Run, first_line, run_forward
 from se_inject.checks.verify import same
 from se_inject.errors import TraceError
 from se_inject.guard import eager
@@ -43,7 +43,7 @@ def whole(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
     if any(p.is_meta for p in model.parameters()):
         inputs = inputs.map(to_meta)
     mode, reasons = model.training, []
-    want = run(model, inputs, mode, 0)
+    want = run_forward(model, inputs, mode, 0)
     if want.failure:
         raise TraceError(f"{type(model).__name__} cannot be run on the example inputs: {want.failure}.")
     for name, make in MAKERS.items():
@@ -55,7 +55,7 @@ def whole(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
             reasons.append(f"{name}: {first_line(error)}")
             continue
         # An exported module has one mode, the model's, and cannot be asked for it.
-        if equal(want, run(made, inputs, mode and name == "torch.fx", 0)):
+        if equal(want, run_forward(made, inputs, mode and name == "torch.fx", 0)):
             return made
         reasons.append(f"{name}: the graph gives other outputs")
     raise TraceError(f"{type(model).__name__} is not one graph: {'; '.join(reasons)}. inject and plan need none.")

@@ -21,8 +21,8 @@ from se_inject.report.drawing import drawings
 from se_inject.report.tables import percent
 from se_inject.surgery import splice
 from se_inject.surgery.expected import differences
+from se_inject.trace.calls import record_of
 from se_inject.trace.record import trace, uncollected
-from se_inject.trace.records import record_of
 from se_inject.trace.skeleton import share, skeleton
 from se_inject.types import Check, Cost, GateStats, Plan, Report, Rewrite, SiteCost
 
@@ -60,7 +60,7 @@ def realise(
     check: bool = True,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Injection:
-    """Apply a plan that was just made for ``model``, and report; ``progress`` hears the name of each step."""
+    """Apply a plan that was just made for ``model``, and report; ``progress``: callback with the name of each step."""
     inputs, made = planned.inputs, planned.plan
     progress("reference outputs")
     has_weights = not any(p.is_meta for p in model.parameters())

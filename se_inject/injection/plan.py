@@ -17,9 +17,9 @@ from se_inject.inputs import Inputs, dtype_of, resolve
 from se_inject.rules import budget
 from se_inject.rules.auto import needed
 from se_inject.rules.decide import Budget, decide
-from se_inject.rules.schema import Rules, given, read
+from se_inject.rules.schema import Rules, read, to_plain
 from se_inject.search.carriers import is_free
-from se_inject.search.sites import Found, find
+from se_inject.search.sites import Found, find_sites
 from se_inject.search.train_mode import train_only
 from se_inject.surgery import splice
 from se_inject.surgery.fingerprint import fingerprint
@@ -45,7 +45,7 @@ def survey(
     inputs = resolve(model, example_inputs, seed=seed)
     with uncollected():
         recorded = trace(model, inputs)
-        return recorded, train_only(recorded, find(recorded, placements), placements), inputs
+        return recorded, train_only(recorded, find_sites(recorded, placements), placements), inputs
 
 
 def make_plan(
@@ -81,7 +81,7 @@ def decided(
         model_args=model_args or {},
         inputs=inputs.describe(),
         fingerprint=fingerprint(model),
-        rules=given(parsed),
+        rules=to_plain(parsed),
         seed=seed,
         decisions=decide(
             sites,

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from torch import fx
 
 from se_inject.report import tables
-from se_inject.search.nodes import name_of
+from se_inject.search.ops import name_of
 from se_inject.search.sites import Found
 from se_inject.types import Decision, GraphNode
 

@@ -296,7 +296,7 @@ def _fields(data: Any, where: str, *, top: bool) -> dict[str, Any]:
     return values
 
 
-def given(rules: Rules | Match) -> dict[str, Any]:
+def to_plain(rules: Rules | Match) -> dict[str, Any]:
     """The rules as plain data that ``read`` takes, defaults left out: what a plan remembers."""
     default = type(rules)()
     data = {
@@ -305,7 +305,7 @@ def given(rules: Rules | Match) -> dict[str, Any]:
         if f.name != "sites" and (value := getattr(rules, f.name)) != getattr(default, f.name)
     }
     if isinstance(rules, Rules) and rules.sites:
-        data["sites"] = [given(entry) for entry in rules.sites]
+        data["sites"] = [to_plain(entry) for entry in rules.sites]
     return data
 
 

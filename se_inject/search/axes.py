@@ -7,9 +7,8 @@ import operator
 
 from torch import fx
 
-from se_inject.search.nodes import data, name_of, op, per_node, result, shape
-from se_inject.search.words import LAST_AXES
-from se_inject.trace.records import record_of
+from se_inject.search.ops import LAST_AXES, data, name_of, op, per_node, result, shape
+from se_inject.trace.calls import record_of
 
 
 @per_node

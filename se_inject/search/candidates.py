@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from se_inject.search.axes import area, channel_axis, channels
-from se_inject.search.flow import Join, concats, dense, joins
-from se_inject.search.nodes import shape
-from se_inject.trace.calls import Call
-from se_inject.trace.records import record_of
+from se_inject.search.joins import Join, concats, dense, joins
+from se_inject.search.ops import shape
+from se_inject.trace.calls import Call, record_of
 from se_inject.types import Reason
 
 

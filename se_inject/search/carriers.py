@@ -19,11 +19,9 @@ from torch.nn.utils import parametrize
 
 from se_inject.inputs import Inputs
 from se_inject.search.chains import steps
-from se_inject.search.nodes import data, label, module_of, op, result
-from se_inject.search.words import HOMOGENEOUS
-from se_inject.trace.calls import CONTAINERS, Call, Trace, graphs_of
+from se_inject.search.ops import HOMOGENEOUS, data, label, module_of, op, result
+from se_inject.trace.calls import CONTAINERS, Call, Trace, graphs_of, record_of
 from se_inject.trace.recorder import record
-from se_inject.trace.records import record_of
 from se_inject.trace.source import (
     TORCH_DIR,
     CodeSpan,

@@ -10,10 +10,8 @@ from collections.abc import Iterable, Iterator
 from torch import fx
 
 from se_inject.search.axes import channel_axis
-from se_inject.search.nodes import data, name_of, op, per_node, result, shape
-from se_inject.search.words import PRODUCTS, REDUCTIONS, SIGMOIDS, Op
-from se_inject.trace.calls import Call
-from se_inject.trace.records import record_of
+from se_inject.search.ops import PRODUCTS, REDUCTIONS, SIGMOIDS, Op, data, name_of, op, per_node, result, shape
+from se_inject.trace.calls import Call, record_of
 
 FOLDS = ("reshape", "permute", "pad", "pass")
 

@@ -11,11 +11,10 @@ from torch import fx
 from se_inject.errors import RulesError, closest
 from se_inject.search.candidates import Flow
 from se_inject.search.chains import chain
-from se_inject.search.flow import Branch, Join
-from se_inject.search.nodes import module_of, name_of, result, shape
+from se_inject.search.joins import Branch, Join
+from se_inject.search.ops import module_of, name_of, result, shape
 from se_inject.search.sites import Found
-from se_inject.trace.calls import Call, Trace
-from se_inject.trace.records import record_of
+from se_inject.trace.calls import Call, Trace, record_of
 from se_inject.types import Decision
 
 WEIGHTS = {0: "no layer", 1: "linear", 2: "deep"}

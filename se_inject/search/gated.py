@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from torch import fx
 
 from se_inject.search.chains import chain, gate, steps
-from se_inject.search.nodes import data, label, result
-from se_inject.search.words import Op
-from se_inject.trace.records import record_of
+from se_inject.search.ops import Op, data, label, result
+from se_inject.trace.calls import record_of
 from se_inject.types import Reason
 
 BETWEEN = ("act", "norm", "pass", "scale", "bias", "permute")  # what may stand between a value and its gate

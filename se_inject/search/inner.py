@@ -8,11 +8,10 @@ from torch import fx
 
 from se_inject.search.candidates import Candidate, Flow, is_map
 from se_inject.search.chains import chain
-from se_inject.search.flow import Join
-from se_inject.search.nodes import data, shape
+from se_inject.search.joins import Join
 from se_inject.search.onward import attended, follow
+from se_inject.search.ops import Op, data, shape
 from se_inject.search.units import side_by_side, unit
-from se_inject.search.words import Op
 from se_inject.trace.calls import Call
 
 BETWEEN = {"norm", "act", "pass", "scale", "bias", "permute", "pool", "blur", "pad"}  # what stands between two layers

@@ -9,11 +9,9 @@ from torch import fx
 from se_inject.search.candidates import Flow
 from se_inject.search.chains import chain, gate, passes
 from se_inject.search.gated import by_gate
-from se_inject.search.nodes import data, op, result, shape
+from se_inject.search.ops import PRODUCTS, SIGMOIDS, Op, data, op, result, shape
 from se_inject.search.units import side_by_side, unit
-from se_inject.search.words import PRODUCTS, SIGMOIDS, Op
-from se_inject.trace.calls import Call
-from se_inject.trace.records import record_of
+from se_inject.trace.calls import Call, record_of
 from se_inject.types import Reason
 
 
@@ -35,7 +33,7 @@ def follow(flow: Flow, call: Call, node: fx.Node, depthwise: bool) -> Way:
     """
     way, here, current, inside = Way(call, node), call, node, False
     while True:
-        if gates := _gates(current):
+        if gates := _written_out(current):
             current = gates[0]
             way.gated = by_gate(current)
             continue
@@ -64,7 +62,7 @@ def follow(flow: Flow, call: Call, node: fx.Node, depthwise: bool) -> Way:
             (here, current), inside = inner, True
 
 
-def _gates(node: fx.Node) -> list[fx.Node]:
+def _written_out(node: fx.Node) -> list[fx.Node]:
     """Gates written out in the owner's own forward: the value is used for the squeeze and for the product."""
     return [user for user in node.users if gate(user) is node] if len(node.users) > 1 else []
 

@@ -12,11 +12,11 @@ from torch import fx
 from se_inject.search.axes import area, channel_axis, channels
 from se_inject.search.candidates import Candidate, Flow
 from se_inject.search.chains import chain, depth, gate, holds_gate, passes
-from se_inject.search.flow import end
 from se_inject.search.gated import begins_gated, by_gate, gated, gated_next
 from se_inject.search.inner import early, inner
-from se_inject.search.nodes import data, result, shape
-from se_inject.search.units import acts, behind, gates, tail, unit
+from se_inject.search.joins import end
+from se_inject.search.ops import data, result, shape
+from se_inject.search.units import behind, is_activation, is_gate, is_norm_or_activation, unit
 from se_inject.trace.calls import Call
 
 
@@ -55,7 +55,7 @@ def post(flow: Flow, call: Call) -> Iterator[Candidate]:
     """After the addition of a residual block and its activation (SE-POST)."""
     for join in flow.joins[call]:
         entering = channels(join.fork or join.shortcuts[0].operand)
-        place = behind(join.node, acts)
+        place = behind(join.node, is_activation)
         yield Candidate("post", call, place, entering, join, gated=gated(place) or gated_next(place))
 
 
@@ -79,7 +79,7 @@ def conv(flow: Flow, call: Call) -> Iterator[Candidate]:
         layer = unit(node)
         if layer is None or flow.branched(call, node) or area(node) == 1:
             continue  # (a map of one position belongs to a squeeze, or to the classifier)
-        place = behind(node, tail)
+        place = behind(node, is_norm_or_activation)
         reason = gated(place) or gated_next(place)
         yield Candidate("conv", call, place, layer.inputs, None, layer.kernel, layer.depthwise, gated=reason)
 
@@ -107,7 +107,7 @@ def _fused(call: Call, node: fx.Node) -> tuple[Call, fx.Node]:
     layer = unit(user) if user is not None else None
     if user is None or layer is None or not layer.pointwise or chain(user)[0].kind != "conv":
         return call, node
-    return where, behind(user, tail)
+    return where, behind(user, is_norm_or_activation)
 
 
 def sums(flow: Flow, call: Call) -> Iterator[Candidate]:
@@ -125,7 +125,7 @@ def stage(flow: Flow, call: Call) -> Iterator[Candidate]:
     for node in call.graph.nodes:
         if node.op != "call_module" or len(shape(node)) != 4 or depth(node) < 2 or channel_axis(node) != 1:
             continue
-        place = behind(node, gates)
+        place = behind(node, is_gate)
         drops = [u for u in place.users if u.op.startswith("call") and (len(shape(u)) == 2 or area(u) < area(node))]
         if drops and flow.around(call, node) is None:
             yield Candidate("stage", call, place, channels(place), gated=gated(place) or gated_next(place))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
@@ -12,11 +13,10 @@ from se_inject.search.axes import area, channel_axis
 from se_inject.search.axes import channels as channels_of
 from se_inject.search.candidates import Candidate, Flow
 from se_inject.search.carriers import Index, batch_norm, carrier, edge
-from se_inject.search.flow import Join
-from se_inject.search.nodes import result, shape
+from se_inject.search.joins import Join
+from se_inject.search.ops import result, shape
 from se_inject.search.placements import PLACEMENTS
-from se_inject.trace.calls import CONTAINERS, Call, Trace
-from se_inject.trace.records import record_of
+from se_inject.trace.calls import CONTAINERS, Call, Trace, record_of
 from se_inject.trace.source import bypassing_condition
 from se_inject.types import Carrier, Reason, Site
 
@@ -32,7 +32,7 @@ class Found:
     places: dict[str, tuple[tuple[Call, fx.Node, fx.Node | None], ...]]
 
 
-def find(trace: Trace, placements: Collection[str]) -> Found:
+def find_sites(trace: Trace, placements: Collection[str]) -> Found:
     """All sites of the given placements, in order of execution."""
     flow, index = Flow(trace.calls), Index(trace)
     wanted = {p: [c for call in trace.calls for c in PLACEMENTS[p](flow, call)] for p in {*placements, *BLOCKS}}
@@ -47,14 +47,59 @@ def find(trace: Trace, placements: Collection[str]) -> Found:
     nested = _nested(flow)
     for candidate in (c for found in wanted.values() for c in found if c.placement != "concat"):
         candidate.group = flow.concatenated(candidate.call, candidate.node)
-    pairs = []
-    for group in groups.values():
-        here = area(group[0].node)
-        pairs.append((_site(index, group, nested, max(1, sum(other >= here for other in areas))), group))
-    pairs.sort(key=lambda pair: pair[0].order)
-    sites = tuple(_named([(site, group[0]) for site, group in pairs]))
-    places = {s.id: tuple((c.call, c.node, c.user) for c in g) for s, (_, g) in zip(sites, pairs, strict=True)}
-    return Found(sites, places)
+    drafts = [_draft(index, group) for group in sorted(groups.values(), key=lambda group: _order(group[0]))]
+    names = _ids(drafts)
+    # The block of each site and the concatenation that it is a branch of go by the ids of other sites.
+    named = [(draft.group[0], name) for draft, name in zip(drafts, names, strict=True)]
+    block_ids = {c.around: name for c, name in reversed(named) if c.placement == "standard"}
+    concat_ids = {c.group: name for c, name in named if c.placement == "concat"}
+    sites = []
+    for draft, name in zip(drafts, names, strict=True):
+        first = draft.group[0]
+        stage = max(1, sum(other >= area(first.node) for other in areas))
+        block = block_ids.get(first.around, first.call.path) if first.around is not None else first.call.path
+        concat = concat_ids.get(first.group, "") if first.group is not None and first.placement != "concat" else ""
+        sites.append(_site(index, draft, name, stage, block, concat, nested))
+    places = {name: tuple((c.call, c.node, c.user) for c in d.group) for d, name in zip(drafts, names, strict=True)}
+    return Found(tuple(sites), places)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A site without what follows from the others: its calls, and its carrier or the reason why it has none."""
+
+    group: list[Candidate]
+    carrier: Carrier | None
+    reason: Reason | None
+
+
+def _draft(index: Index, group: list[Candidate]) -> Draft:
+    first = group[0]
+    if first.user is not None:
+        return Draft(group, *edge(index, first.call, first.node, first.user, first.name))
+    return Draft(group, *carrier(index, first.call, first.node))
+
+
+def _order(candidate: Candidate) -> int:
+    """Where the block is in the order of execution."""
+    return record_of(candidate.user or candidate.node).order or 0
+
+
+def _ids(drafts: list[Draft]) -> list[str]:
+    """Stable and readable, numbered where one module has several."""
+    count: Counter[str] = Counter()
+    ids = []
+    for draft in drafts:
+        first, found = draft.group[0], draft.carrier
+        place = first.call.path
+        if found is not None and found.kind in ("wrap_output", "append", "sequential_after", "wrap_input"):
+            place = record_of(first.node).path
+        elif found is not None and found.kind == "graph":
+            place = f"{found.path}.{found.name}".strip(".").rpartition(".")[0]
+        name = f"{place}:{first.placement}"
+        count[name] += 1
+        ids.append(name if count[name] == 1 else f"{name}_{count[name]}")
+    return ids
 
 
 def _leave_container(candidate: Candidate) -> None:
@@ -95,8 +140,8 @@ def _nested(flow: Flow) -> dict[Join, int]:
     return count
 
 
-def _site(index: Index, group: list[Candidate], nested: dict[Join, int], stage: int) -> Site:
-    first = group[0]
+def _site(index: Index, draft: Draft, name: str, stage: int, block: str, concat: str, nested: dict[Join, int]) -> Site:
+    group, found, first = draft.group, draft.carrier, draft.group[0]
     axis = channel_axis(first.node)
     channels = {channels_of(c.node) for c in group}
     obstacle: Reason | None = None
@@ -104,14 +149,11 @@ def _site(index: Index, group: list[Candidate], nested: dict[Join, int], stage: 
         obstacle = Reason("channels-vary", f"it has different channels in different calls: {sorted(channels)}")
     if axis is None:
         obstacle = Reason("axis-unknown", f"the channel axis of shape {list(shape(first.node))} is not known")
-    reason: Reason | None
     absorb_obstacle: Reason | None
     if first.user is not None:
-        found, reason = edge(index, first.call, first.node, first.user, first.name)
         text = "other values than the gated one go through the batch norm before it"
         norm, absorb_obstacle = "", Reason("other-values", text)
     else:
-        found, reason = carrier(index, first.call, first.node)
         norm, absorb_obstacle = batch_norm(index, first.node)
     maker = first.user or first.node
     runs = index.ran[first.call.path, record_of(maker).span, maker.target]
@@ -121,7 +163,7 @@ def _site(index: Index, group: list[Candidate], nested: dict[Join, int], stage: 
     if axis == 0:
         obstacle = Reason("no-batch-axis", f"the value of shape {list(shape(first.node))} has no batch axis")
     return Site(
-        id="",
+        id=name,
         placement=first.placement,
         owner=first.call.path,
         cls=type(first.call.module).__name__,
@@ -129,9 +171,10 @@ def _site(index: Index, group: list[Candidate], nested: dict[Join, int], stage: 
         axis=axis if axis is not None else 1,
         shape=shape(first.node),
         stage=stage,
-        order=record_of(maker).order or 0,
+        order=_order(first),
         block_channels=first.block_channels,
-        block="",
+        block=block,
+        concat_id=concat,
         calls=len(group),
         kernel=first.kernel,
         depthwise=first.depthwise,
@@ -140,7 +183,7 @@ def _site(index: Index, group: list[Candidate], nested: dict[Join, int], stage: 
         gated=next((c.gated for c in group if c.gated), None),
         gate_on_branch=next((c.gate_on_branch for c in group if c.gate_on_branch), None),
         carrier=found,
-        obstacle=obstacle or (None if found else reason),
+        obstacle=obstacle or (None if found else draft.reason),
         note=_other_path(maker, found),
         absorb=norm,
         absorb_obstacle=absorb_obstacle,
@@ -154,36 +197,3 @@ def _other_path(maker: fx.Node, found: Carrier | None) -> Reason | None:
     line = bypassing_condition(span)
     text = f"on one path of {span.method}: the condition in its line {line} can take another"
     return Reason("one-path", text) if line else None
-
-
-def _named(pairs: list[tuple[Site, Candidate]]) -> Iterator[Site]:
-    """Ids, numbered where one owner has several, and the block that each site belongs to."""
-    taken: dict[str, int] = {}
-    blocks: dict[Join, str] = {}
-    groups: dict[Join, str] = {}
-    named: list[tuple[Site, Candidate]] = []
-    for site, candidate in pairs:
-        place = site.owner
-        if site.carrier is not None and site.carrier.kind in (
-            "wrap_output",
-            "append",
-            "sequential_after",
-            "wrap_input",
-        ):
-            place = record_of(candidate.node).path
-        elif site.carrier is not None and site.carrier.kind == "graph":
-            place = f"{site.carrier.path}.{site.carrier.name}".strip(".").rpartition(".")[0]
-        name = f"{place}:{site.placement}"
-        taken[name] = taken.get(name, 0) + 1
-        if taken[name] > 1:
-            name = f"{name}_{taken[name]}"
-        named.append((replace(site, id=name), candidate))
-        if site.placement == "standard" and candidate.around is not None:
-            blocks.setdefault(candidate.around, name)
-        if site.placement == "concat" and candidate.group is not None:
-            groups[candidate.group] = name
-    for site, candidate in named:
-        join, group = candidate.around, candidate.group
-        block = blocks.get(join, site.owner) if join is not None else site.owner
-        concat = groups.get(group, "") if group is not None and site.placement != "concat" else ""
-        yield replace(site, block=block, concat_id=concat)

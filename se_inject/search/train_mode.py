@@ -14,11 +14,10 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from se_inject.inputs import Inputs
-from se_inject.search.nodes import data, module_of, op
-from se_inject.search.sites import Found, find
-from se_inject.trace.calls import Call, Names, Trace
+from se_inject.search.ops import data, module_of, op
+from se_inject.search.sites import Found, find_sites
+from se_inject.trace.calls import Call, Names, Trace, record_of
 from se_inject.trace.recorder import record
-from se_inject.trace.records import record_of
 from se_inject.trace.source import methods
 from se_inject.types import Reason, Site
 
@@ -38,7 +37,7 @@ def train_only(trace: Trace, found: Found, placements: Collection[str]) -> Found
         by_path.setdefault(call.path, []).append(call)
     for call, *others in by_path.values():
         cls: Any = type(call.module)
-        if not (_branches(cls) or (call.path in owners and _asks(cls))):
+        if not (branches_on_training(cls) or (call.path in owners and mentions_training(cls))):
             continue
         in_eval = {place for c in (call, *others) for place in _places(c)}
         kind = (cls, _flags(call.module), frozenset(in_eval))
@@ -48,16 +47,17 @@ def train_only(trace: Trace, found: Found, placements: Collection[str]) -> Found
         if training is None:
             continue
         in_training = _places(training[0])
-        told = len(notes) + len(extra)
+        before = len(notes) + len(extra)
         for site in found.sites:
-            if site.owner == call.path and not _of(site, found) <= in_training:
+            if site.owner == call.path and not defining_span(site, found) <= in_training:
                 notes[site.id] = EVAL_ONLY
-        again = find(Trace(trace.root, trace.inputs, training), placements) if in_training - in_eval else Found((), {})
+        trained = Trace(trace.root, trace.inputs, training)
+        again = find_sites(trained, placements) if in_training - in_eval else Found((), {})
         for site in again.sites:
-            if site.owner == call.path and not _of(site, again) & in_eval:
+            if site.owner == call.path and not defining_span(site, again) & in_eval:
                 name = site.id if all(site.id != s.id for s in found.sites) else f"{site.id}_train"
                 extra.setdefault(name, replace(site, id=name, obstacle=TRAIN_ONLY))
-        if len(notes) + len(extra) == told:
+        if len(notes) + len(extra) == before:
             same.add(kind)
     sites = [replace(site, note=notes.get(site.id, site.note)) for site in found.sites]
     return Found((*sites, *extra.values()), found.places)
@@ -88,7 +88,7 @@ def _own_places(names: Names, call: Call) -> set[Any] | None:
     try:
         for module, outputs in answers.items():
             left = iter(outputs)
-            module.__dict__["forward"] = lambda *args, left=left, **kwargs: _anew(next(left))
+            module.__dict__["forward"] = lambda *args, left=left, **kwargs: realias(next(left))
         alone = _in_training(names, call, {call.module, *leaves, *answers})
     finally:
         for module in answers:
@@ -96,7 +96,7 @@ def _own_places(names: Names, call: Call) -> set[Any] | None:
     return _places(alone[0]) if alone is not None else None
 
 
-def _anew(value: Any) -> Any:
+def realias(value: Any) -> Any:
     """The same tensors under new names, as another forward would make them."""
     return pytree.tree_map_only(torch.Tensor, lambda t: t.detach(), value)
 
@@ -111,7 +111,7 @@ def _places(call: Call) -> set[Any]:
     return {(record_of(node).span, node.target) for node in call.graph.nodes if node.op.startswith("call")}
 
 
-def _of(site: Site, found: Found) -> set[Any]:
+def defining_span(site: Site, found: Found) -> set[Any]:
     """The expression that makes a site what it is: its value's, or for the end of a branch that of the addition."""
     node: fx.Node = found.places[site.id][0][1]
     todo, seen = [node], {node}
@@ -126,12 +126,12 @@ def _of(site: Site, found: Found) -> set[Any]:
 
 
 @functools.cache
-def _asks(cls: type) -> bool:
+def mentions_training(cls: type) -> bool:
     return any("training" in code.co_names for code in methods(cls))
 
 
 @functools.cache
-def _branches(cls: type) -> bool:
+def branches_on_training(cls: type) -> bool:
     """Whether a method goes one way or the other by ``self.training``, and does not merely hand it on."""
     for code in methods(cls):
         if "training" not in code.co_names:

@@ -8,9 +8,8 @@ from torch import fx
 
 from se_inject.search.axes import channels
 from se_inject.search.chains import chain, longest, passes
-from se_inject.search.flow import Join
-from se_inject.search.nodes import op
-from se_inject.search.words import Op
+from se_inject.search.joins import Join
+from se_inject.search.ops import Op, op
 
 SIDE = {"conv", "norm", "act", "pass", "pad", "scale", "bias", "slice", "add"}  # what such a branch may hold
 
@@ -48,11 +47,11 @@ def behind(node: fx.Node, passes_on: Callable[[fx.Node], bool]) -> fx.Node:
     return place
 
 
-def acts(node: fx.Node) -> bool:
+def is_activation(node: fx.Node) -> bool:
     return node.op.startswith("call") and {o.kind for o in chain(node)} <= {"act", "pass"}
 
 
-def tail(node: fx.Node) -> bool:
+def is_norm_or_activation(node: fx.Node) -> bool:
     """Norm and activation behind a convolution, and a gate."""
     return node.op.startswith("call") and {o.kind for o in chain(node)} <= {
         "norm",
@@ -64,5 +63,5 @@ def tail(node: fx.Node) -> bool:
     }
 
 
-def gates(node: fx.Node) -> bool:
+def is_gate(node: fx.Node) -> bool:
     return node.op.startswith("call") and {o.kind for o in chain(node)} <= {"gate", "pass"}

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from se_inject.search.nodes import module_of, name_of, op, result
+from se_inject.search.ops import module_of, name_of, op, result
 from se_inject.search.sites import Found
 from se_inject.trace.calls import Call, Trace
 from se_inject.types import Decision

@@ -161,7 +161,7 @@ def remove_last(model: nn.Module) -> None:
 
 
 def _require_ours(model: nn.Module, record: Inserted) -> None:
-    """Raise ``SpliceError`` unless what ``record`` tells of is still there."""
+    """Raise ``SpliceError`` unless the block of ``record`` is still there."""
     try:
         module, parent = model.get_submodule(record.carrier.path), model.get_submodule(record.parent)
         norm = model.get_submodule(record.absorbed) if record.absorbed else None

@@ -1,9 +1,10 @@
-"""What a trace is made of: the calls of modules, each with its own small graph, and where tensors and modules sit."""
+"""What a trace is made of: the calls of modules, each with its own small graph, what is known of each node of it, and
+where tensors and modules sit."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +15,10 @@ from torch.nn.utils import parametrize
 from se_inject.guard import wrapped_in
 from se_inject.inputs import Inputs
 from se_inject.trace.skeleton import tensors
+from se_inject.trace.source import CodeSpan
 from se_inject.types import Reason
 
+KEY = "se_inject"  # the one key of ``fx.Node.meta`` that is ours
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -41,6 +44,33 @@ class Call:
         while call is not None:
             yield call
             call = call.parent
+
+
+@dataclass(slots=True)
+class NodeRecord:
+    """What is known of a node, beside the operator and the operands that fx keeps."""
+
+    shape: tuple[int, ...] = ()
+    order: int | None = None  # in the order of execution of the whole forward; None for the arguments of a call
+    span: CodeSpan | None = None  # the expression that made it
+    fx_node: str = ""  # the node of the interpreted GraphModule that made it
+    module: nn.Module | None = None  # call_module: what runs
+    path: str = ""  # call_module: its path from the root
+    call: Call | None = None  # call_module: its own graph, when it was looked into
+    identity: bool = False  # it hands its argument on, unchanged
+    outer: fx.Node | None = None  # placeholder: what it is in the caller's graph
+    alone: bool = False  # placeholder: an argument by itself, not in a list
+    parameter: bool = False  # get_attr: a parameter, and no buffer or constant
+    constant: bool | None = None  # made from parameters, buffers and numbers alone; None until the search has asked
+    answers: dict[Callable[[fx.Node], Any], Any] = field(default_factory=dict)  # what the search computed once
+
+
+def record_of(node: fx.Node) -> NodeRecord:
+    """The record of a node; a node that was not recorded gets an empty one."""
+    record = node.meta.get(KEY)
+    if record is None:
+        record = node.meta[KEY] = NodeRecord()
+    return record
 
 
 @dataclass

@@ -23,8 +23,7 @@ from torch.utils._device import _device_constructors
 
 from se_inject.guard import eager
 from se_inject.inputs import Inputs
-from se_inject.trace.calls import Call, Names, is_leaf
-from se_inject.trace.records import KEY, NodeRecord, record_of
+from se_inject.trace.calls import KEY, Call, Names, NodeRecord, is_leaf, record_of
 from se_inject.trace.source import CodeSpan, current_span
 
 SHAPE_KEPT = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm}

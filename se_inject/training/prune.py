@@ -71,7 +71,7 @@ def prune(model: nn.Module, batch: Any, threshold: float = 1e-3) -> Pruning:
     )
     # what `trained` remembers of an earlier folder is of all blocks
     result = _rebuild(model, replace(plan, decisions=decisions, trained=None), inputs)
-    after = baseline.run(result.model, inputs, False, plan.seed).outputs
+    after = baseline.run_forward(result.model, inputs, False, plan.seed).outputs
     before, change = measure(model, inputs).cost, verify.relative(outputs, after)
     return Pruning(deviations, threshold, before, result.report.after, change, result)
 

@@ -15,7 +15,7 @@ from torch import nn
 from benchmarks.leave_se_out import behind
 from se_inject.inputs import resolve
 from se_inject.search.carriers import reaches
-from se_inject.search.sites import Found, find
+from se_inject.search.sites import Found, find_sites
 from se_inject.trace.record import trace
 from tests.zoo.test_transplant import leave_out
 
@@ -76,7 +76,7 @@ def test_every_place_is_found(name: str) -> None:
     model, size = build(name)
     bare, taken = leave_out(model, size)
     assert len(taken) == count
-    found = find(trace(bare, resolve(bare, size)), {"standard", "inner", placement})
+    found = find_sites(trace(bare, resolve(bare, size)), {"standard", "inner", placement})
     here = {path: hits(found, path) for path in taken}
     assert {path: len(ids) for path, ids in here.items()} == dict.fromkeys(taken, 1)
     assert {ids[0].partition(":")[2].partition("_")[0] for ids in here.values()} == {placement}
@@ -88,5 +88,5 @@ def test_every_place_is_found(name: str) -> None:
 def test_the_original_is_gated_at_all_of_them(name: str) -> None:
     count, placement, _ = NETWORKS[name]
     model, size = build(name)
-    found = find(trace(model, resolve(model, size)), {"standard", "inner", placement})
+    found = find_sites(trace(model, resolve(model, size)), {"standard", "inner", placement})
     assert sum(bool(site.gated) for site in found.sites if site.placement == placement) == count

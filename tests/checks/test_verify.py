@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import se_inject
 from se_inject.checks import reference as baseline
 from se_inject.checks import verify
-from se_inject.checks.reference import Run, digests, preserved, run, tensors_in
+from se_inject.checks.reference import Run, digests, preserved, run_forward, tensors_in
 from se_inject.errors import VerifyError
 from se_inject.injection import plan as planning
 from se_inject.inputs import from_shape
@@ -481,10 +481,14 @@ def test_modes_buffers_gradients_and_random_state_come_back() -> None:
 def test_run_is_seeded_and_fails_politely() -> None:
     model = net(Stateful)
     inputs = planning.make_plan(model, SIZE, IDENTITY).inputs
-    a, b, c = run(model, inputs, True, 0), run(model, inputs, True, 0), run(model, inputs, True, 1)
+    a, b, c = (
+        run_forward(model, inputs, True, 0),
+        run_forward(model, inputs, True, 0),
+        run_forward(model, inputs, True, 1),
+    )
     assert torch.equal(a.outputs[0], b.outputs[0]) and not torch.equal(a.outputs[0], c.outputs[0])
-    assert a.buffers.keys() == dict(model.named_buffers()).keys() and run(model, inputs, False, 0).buffers == {}
-    assert run(net(Fails), inputs, False, 0) == Run([], {}, "broken")
+    assert a.buffers.keys() == dict(model.named_buffers()).keys() and run_forward(model, inputs, False, 0).buffers == {}
+    assert run_forward(net(Fails), inputs, False, 0) == Run([], {}, "broken")
 
 
 def test_a_large_image_is_probed_small() -> None:

@@ -20,7 +20,7 @@ from se_inject.inputs import resolve
 from se_inject.rules.auto import needed
 from se_inject.rules.decide import decide
 from se_inject.rules.schema import read
-from se_inject.search.sites import find
+from se_inject.search.sites import find_sites
 from se_inject.trace.record import trace
 from se_inject.types import Carrier, Decision, Reason
 from tests.helpers import refused
@@ -33,7 +33,7 @@ def decided(net: nn.Module, rules: Any = "auto") -> dict[str, Decision]:
     """Site id -> decision."""
     parsed = read(rules)
     recorded = trace(net, resolve(net, getattr(net, "shape", (8, 8, 8))))
-    found = find(recorded, needed(parsed.placement)).sites
+    found = find_sites(recorded, needed(parsed.placement)).sites
     return {d.site.id: d for d in decide(found, parsed)}
 
 
@@ -296,7 +296,7 @@ def test_layouts_are_said_for_each_site() -> None:
 
 
 def test_half_precision_has_no_absorb() -> None:
-    found = find(trace(net := Basic(), resolve(net, net.shape)), ("standard",)).sites
+    found = find_sites(trace(net := Basic(), resolve(net, net.shape)), ("standard",)).sites
     rules = read({"placement": "standard", "init": "absorb"})
     assert [d.status for d in decide(found, rules)] == ["insert"]
     with refused("float16", "absorb is not exact in float16"):

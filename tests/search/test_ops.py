@@ -14,10 +14,9 @@ from torch import fx, nn
 from se_inject.inputs import Inputs
 from se_inject.search.axes import channel_axis
 from se_inject.search.chains import chain, depth, gate, nonlinear, passes
-from se_inject.search.nodes import constant, data, op, result, shape
-from se_inject.search.words import Op
+from se_inject.search.ops import Op, constant, data, op, result, shape
+from se_inject.trace.calls import record_of
 from se_inject.trace.record import trace
-from se_inject.trace.records import record_of
 from tests.nets import Basic, BatchNormAct, Blurred, DropPath, Fn, LayerScale, body, conv, unit
 
 NCHW, NHWC, NLC = (2, 8, 6, 6), (2, 6, 6, 8), (2, 8, 8)  # as many tokens as channels: shapes alone do not tell

@@ -18,7 +18,7 @@ from torch import fx, nn
 import se_inject
 from se_inject.injection.plan import make_plan
 from se_inject.inputs import Inputs, resolve
-from se_inject.search.sites import Found, find
+from se_inject.search.sites import Found, find_sites
 from se_inject.search.train_mode import train_only
 from se_inject.trace.record import trace
 from se_inject.types import Carrier, Reason, Site
@@ -48,7 +48,7 @@ BOTH = ("standard", "inner")
 
 def found(net: nn.Module, *inputs: torch.Tensor, placements: tuple[str, ...] = BOTH) -> Found:
     given = Inputs(inputs, {}) if inputs else resolve(net, getattr(net, "shape", (8, 8, 8)))
-    return find(trace(net, given), placements)
+    return find_sites(trace(net, given), placements)
 
 
 def sites(net: nn.Module, *inputs: torch.Tensor, placements: tuple[str, ...] = BOTH) -> dict[str, Site]:
@@ -479,7 +479,7 @@ def test_a_slot_is_put_back_after_its_trial() -> None:
     for how in ("none", "child"):
         net = WithSlot(how)
         before = (dict(vars(net)), dict(net._modules))
-        found = find(recorded := trace(net, resolve(net, net.shape)), ("standard",))
+        found = find_sites(recorded := trace(net, resolve(net, net.shape)), ("standard",))
         assert found.sites[0].carrier.kind == "slot"
         assert (dict(vars(net)), dict(net._modules)) == before
         assert recorded.root.se is None
@@ -862,7 +862,7 @@ def test_sites_of_one_mode_only(net: Net, expected: dict[str, tuple[str | None, 
     for model, prefix in ((net, ""), (nn.Sequential(nn.ReLU(), net), "1")):
         recorded = trace(model.train(), resolve(model, net.shape))
         before = [m.training for m in recorded.root.modules()]
-        found = train_only(recorded, find(recorded, BOTH), BOTH)
+        found = train_only(recorded, find_sites(recorded, BOTH), BOTH)
         assert {s.id.removeprefix(prefix): (code(s.obstacle), code(s.note)) for s in found.sites} == expected
         assert [m.training for m in recorded.root.modules()] == before
 
@@ -876,4 +876,6 @@ def test_a_forward_that_needs_targets_in_train_mode_is_left_alone() -> None:
 
     net = Detector("")
     recorded = trace(net, resolve(net, net.shape))
-    assert [(s.id, s.note) for s in train_only(recorded, find(recorded, BOTH), BOTH).sites] == [(":standard", None)]
+    assert [(s.id, s.note) for s in train_only(recorded, find_sites(recorded, BOTH), BOTH).sites] == [
+        (":standard", None)
+    ]

@@ -17,12 +17,11 @@ from torch.utils.checkpoint import checkpoint
 from se_inject.errors import TraceError
 from se_inject.inputs import Inputs, resolve
 from se_inject.search.chains import chain
-from se_inject.search.flow import joins
-from se_inject.search.nodes import data, name_of, op, result
-from se_inject.search.sites import find
-from se_inject.trace.calls import Call, Trace
+from se_inject.search.joins import joins
+from se_inject.search.ops import data, name_of, op, result
+from se_inject.search.sites import find_sites
+from se_inject.trace.calls import Call, Trace, record_of
 from se_inject.trace.record import trace
-from se_inject.trace.records import record_of
 from se_inject.trace.source import CodeSpan
 from tests.helpers import says
 from tests.nets import NETS, Basic, DropPath, Fn, Functional, Net, body, conv, unit
@@ -456,7 +455,7 @@ def test_a_caller_in_inference_mode() -> None:
     with torch.inference_mode():
         trace = recorded(Basic())
     assert trace.notes == []
-    assert [s.id for s in find(trace, ("standard",)).sites] == [":standard"]
+    assert [s.id for s in find_sites(trace, ("standard",)).sites] == [":standard"]
 
 
 def test_an_inference_mode_of_the_model_s_own() -> None:
@@ -543,7 +542,7 @@ def test_parametrized_weights(wrap: Any) -> None:
     net = Basic().eval()
     wrap(net.conv2)
     trace = recorded(net)
-    (site,) = find(trace, ("standard",)).sites
+    (site,) = find_sites(trace, ("standard",)).sites
     assert (site.id, site.channels, site.absorb) == (":standard", 8, "bn2")
 
 
@@ -551,7 +550,7 @@ def test_old_weight_norm_is_a_hook_and_is_not_run() -> None:
     net = Basic()
     with pytest.warns(FutureWarning):
         nn.utils.weight_norm(net.conv2)
-    assert [s.channels for s in find(recorded(net), ("standard",)).sites] == [8]
+    assert [s.channels for s in find_sites(recorded(net), ("standard",)).sites] == [8]
 
 
 def test_a_subclass_of_a_layer_is_still_that_layer() -> None:
@@ -588,7 +587,7 @@ def test_a_graph_module_is_read_node_by_node() -> None:
     (call, *_) = trace.calls
     names = {n.name for n in module.graph.nodes}
     assert {record_of(n).fx_node for n in nodes(call)} <= names
-    (site,) = find(trace, ("standard",)).sites
+    (site,) = find_sites(trace, ("standard",)).sites
     assert (site.carrier.kind, site.carrier.node, site.carrier.name) == ("graph", "bn2", "se")
     assert "forward" not in vars(module)
 
@@ -604,7 +603,7 @@ def test_a_graph_module_inside_a_module_is_given_back_as_it_was() -> None:
 def test_an_exported_program_is_a_graph_too() -> None:
     net = Basic().eval()
     module = torch.export.export(net, (torch.randn(2, 8, 8, 8),)).module()
-    sites = find(recorded(module, torch.zeros(2, 8, 8, 8)), ("standard",)).sites
+    sites = find_sites(recorded(module, torch.zeros(2, 8, 8, 8)), ("standard",)).sites
     assert [(s.id, s.channels, s.carrier.kind) for s in sites] == [(":standard", 8, "graph")]
 
 
@@ -615,7 +614,7 @@ def test_a_chain_longer_than_python_s_stack() -> None:
         value = graph.call_method("abs", (value,))
     graph.output(graph.call_function(torch.add, (value, x)))
     net = Fn(lambda x, chain: chain(x).relu(), fx.GraphModule(nn.Module(), graph))
-    assert find(recorded(net), ("standard",)).sites == ()
+    assert find_sites(recorded(net), ("standard",)).sites == ()
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -16,8 +16,8 @@ import se_inject
 from se_inject.inputs import resolve
 from se_inject.rules.presets import PRESETS
 from se_inject.search.chains import chain
+from se_inject.trace.calls import record_of
 from se_inject.trace.record import trace
-from se_inject.trace.records import record_of
 from tests.helpers import randomise
 
 SIZE = (3, 64, 64)

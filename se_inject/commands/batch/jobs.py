@@ -27,7 +27,7 @@ from se_inject.errors import SEInjectError
 from se_inject.hashing import sha256
 from se_inject.models.zoos import ZOOS
 from se_inject.parallel import machine
-from se_inject.rules.schema import given as plain_rules
+from se_inject.rules.schema import to_plain as plain_rules
 from se_inject.types import Report, to_dict
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from se_inject.checks.reference import first_line, preserved, run, shrink, tensors_in
+from se_inject.checks.reference import first_line, preserved, run_forward, shrink, tensors_in
 from se_inject.checks.verify import relative
 from se_inject.errors import WriteError
 from se_inject.inputs import BATCH, Inputs, noise
@@ -125,7 +125,7 @@ def cases(model: nn.Module, example: Inputs, free: Sequence[int], seed: int) -> 
     (tensor,) = tensors(small)
     sides = [side + more for side, more in zip(tensor.shape[2:], LARGER, strict=False)]
     other = small.map(lambda t: noise((BATCH, t.shape[1], *sides), t.dtype, seed).to(t.device))
-    if not run(model, other, False, seed).failure:
+    if not run_forward(model, other, False, seed).failure:
         yield from (_of_batch(small, batch, seed) for batch in BATCHES)
         yield other
 
@@ -142,7 +142,7 @@ def _of_batch(example: Inputs, batch: int, seed: int) -> Inputs:
 def _agrees(program: torch.export.ExportedProgram, model: nn.Module, case: Inputs, seed: int) -> bool:
     with torch.no_grad():
         got = tensors_in(program.module()(*case.args, **case.kwargs))
-    return close(run(model, case, False, seed).outputs, got, PROGRAM)[0]
+    return close(run_forward(model, case, False, seed).outputs, got, PROGRAM)[0]
 
 
 def close(want: Sequence[torch.Tensor], got: Sequence[torch.Tensor], limit: float) -> tuple[bool, float]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from se_inject.checks.reference import first_line, run
+from se_inject.checks.reference import first_line, run_forward
 from se_inject.checks.verify import against_outputs
 from se_inject.errors import WriteError
 from se_inject.inputs import Inputs
@@ -86,7 +86,7 @@ def _compare(session: Any, inputs: Inputs, subject: Subject) -> Check:
         return against_outputs(CHECK, _outputs(session, inputs), subject.plan)
     seed, worst, count = subject.plan.seed, 0.0, 0
     for case in cases(subject.model, inputs, free, seed):
-        want = run(subject.model, case, False, seed).outputs
+        want = run_forward(subject.model, case, False, seed).outputs
         fits, apart = close(want, _outputs(session, case), RUNTIME)
         if not fits:
             return Check(CHECK, False, f"ONNX Runtime's outputs differ by {apart:.2g} of their size", "differs")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from se_inject.checks.reference import digest, digests, run
+from se_inject.checks.reference import digest, digests, run_forward
 from se_inject.checks.verify import absorbed
 from se_inject.errors import LoadError
 from se_inject.inputs import Inputs
@@ -72,7 +72,7 @@ def check(folder: Path, subject: Subject) -> Check:
         return Check(CHECK, False, f"does not run in a clean process: {failure}", "fails")
     worst = 0.0
     for case, got in zip(compared, outputs, strict=True):
-        fits, apart = close(run(model, case, False, seed).outputs, got, PROGRAM)
+        fits, apart = close(run_forward(model, case, False, seed).outputs, got, PROGRAM)
         if not fits:
             return Check(CHECK, False, f"outputs differ by {apart:.2g} of their size, in a clean process", "differs")
         worst = max(worst, apart)

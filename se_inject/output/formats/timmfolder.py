@@ -100,12 +100,12 @@ def check(folder: Path, subject: Subject) -> Check:
         return Check(CHECK, None, "timm loads the folder; there are no inputs to run it on", "nothing-to-compare")
     seed = subject.plan.seed
     probe = baseline.shrink(loaded, subject.inputs, seed) if subject.model is not None else subject.inputs
-    got = baseline.run(loaded, probe, False, seed)
+    got = baseline.run_forward(loaded, probe, False, seed)
     if got.failure:
         return Check(CHECK, False, f"timm loads the folder, and it does not run: {got.failure}", "fails")
     if subject.model is None:
         return against_outputs(CHECK, got.outputs, subject.plan)
-    want = baseline.run(subject.model, probe, False, seed)
+    want = baseline.run_forward(subject.model, probe, False, seed)
     equal = len(want.outputs) == len(got.outputs) and all(map(same, want.outputs, got.outputs))
     detail = f"timm.create_model loads the folder, outputs {'bit-equal' if equal else 'differ'}"
     return Check(CHECK, equal, detail, "" if equal else "differs")
@@ -216,7 +216,7 @@ def _require_same(subject: Subject, theirs: nn.Module, names: Mapping[str, str])
     state = _folded(ours.state_dict(), subject.plan)
     theirs.load_state_dict({names.get(key, key): tensor for key, tensor in state.items()})
     probe = baseline.shrink(ours, subject.inputs, seed)
-    want, got = baseline.run(ours, probe, False, seed), baseline.run(theirs, probe, False, seed)
+    want, got = baseline.run_forward(ours, probe, False, seed), baseline.run_forward(theirs, probe, False, seed)
     if want.failure or got.failure or not all(map(same, want.outputs, got.outputs)):
         raise _refusal(f"timm's model computes something else ({got.failure or 'other outputs with open gates'})")
 

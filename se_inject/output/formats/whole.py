@@ -41,17 +41,17 @@ def check(folder: Path, subject: Subject) -> Check:
     if subject.inputs is None:
         return Check(name, None, f"{count}; there are no inputs to run the model on", "nothing-to-compare")
     probe = baseline.shrink(model, subject.inputs, seed)
-    want = baseline.run(model, probe, False, seed)
+    want = baseline.run_forward(model, probe, False, seed)
     if want.failure:
         return Check(name, None, f"{count}; the model does not run: {want.failure}", "fails")
     copy.load_state_dict(_versioned(model, aligned(tensors)), assign=True)
-    got = baseline.run(copy, probe, False, seed)
+    got = baseline.run_forward(copy, probe, False, seed)
     if not _equal(want, got):
         # The file holds values, not memory layouts: strides choose between kernels that round otherwise.
         own = model.state_dict()
         laid_out = {key: _laid_out(t, own[key]) for key, t in tensors.items()}
         copy.load_state_dict(_versioned(model, laid_out), assign=True)
-        got = baseline.run(copy, probe, False, seed)
+        got = baseline.run_forward(copy, probe, False, seed)
     equal = _equal(want, got)
     detail = got.failure or f"{count}, outputs {'bit-equal' if equal else 'differ'}"
     return Check(name, equal, detail, "fails" if got.failure else "" if equal else "differs")

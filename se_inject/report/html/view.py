@@ -71,7 +71,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Row:
+class SiteRow:
     """One site; figures are None at a skipped one."""
 
     decision: Decision
@@ -99,7 +99,7 @@ def context(report: Report) -> dict[str, Any]:
         "charts": [_chart(plan, report.sites, *measure) for measure in MEASURES],
         "changes": changes,
         "more_sources": more,
-        "rows": [Row(d, _channels(d), costs.get(d.site.id)) for d in plan.decisions],
+        "rows": [SiteRow(d, _channels(d), costs.get(d.site.id)) for d in plan.decisions],
         "sums": {field: sum(getattr(c, field) for c in report.sites) for _, field, _ in MEASURES},
         "count": tables.count,
         "size": tables.size,

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 from se_inject.inputs import Inputs, resolve
-from se_inject.search.dominators import dominators
-from se_inject.search.flow import Join, end, joins
 from se_inject.search.gated import gated
-from se_inject.search.nodes import data, name_of
+from se_inject.search.joins import Join, dominators, end, joins
+from se_inject.search.ops import data, name_of
 from se_inject.trace.record import trace
 from se_inject.types import Reason
 from tests.nets import NETS, DropPath, Fn, LayerScale, Net, body, conv, unit
