@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Iterable
 
 from se_inject.types import Reason
@@ -80,6 +81,19 @@ def closest(name: str, known: Iterable[str], n: int = 3) -> str:
     if len(names) <= 12:
         return " Known: " + ", ".join(names) + "."
     return ""
+
+
+def one_line(error: BaseException) -> str:
+    """Type and first line of an error's text, shortened."""
+    text = next(iter(str(error).strip().splitlines()), "")
+    text = textwrap.shorten(text, 160, placeholder=" ...").rstrip(".")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; with its type where that is too little: an empty text, or a mere key."""
+    text = next(iter(str(error).strip().splitlines()), "")[:200].rstrip(". ")
+    return one_line(error) if not text or isinstance(error, LookupError) else text
 
 
 def sentence(error: BaseException | Reason) -> str:

@@ -8,14 +8,13 @@ import inspect
 import keyword
 import os
 import sys
-import textwrap
 from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from se_inject.errors import LoadError, closest
+from se_inject.errors import LoadError, closest, one_line
 
 EXTRAS = ("timm", "torchvision")  # packages that an extra of this one installs
 
@@ -79,10 +78,3 @@ def import_or_refuse(module: str, spec: str = "") -> ModuleType:
         raise LoadError(f"{spec or module}: cannot be imported: {one_line(error)}") from error
     except (Exception, SystemExit) as error:  # whatever foreign module code raises
         raise LoadError(f"{spec or module}: cannot be imported: {one_line(error)}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """Type and first line of an error's text, shortened."""
-    text = next(iter(str(error).strip().splitlines()), "")
-    text = textwrap.shorten(text, 160, placeholder=" ...").rstrip(".")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

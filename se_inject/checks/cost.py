@@ -32,7 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from se_inject.checks.elementwise import ELEMENTWISE, MOVES, REDUCTIONS, Formula, moves, per_input, per_output
-from se_inject.errors import PlanMismatchError, TraceError, closest
+from se_inject.errors import PlanMismatchError, TraceError, closest, one_line
 from se_inject.guard import eager
 from se_inject.inputs import Inputs, resolve
 from se_inject.trace.skeleton import share, skeleton, to_meta
@@ -187,7 +187,7 @@ def measure(model: nn.Module, example_inputs: Any = None, watch: Collection[str]
     try:
         total, watched = _forward(copied, inputs.map(to_meta), watch)
     except Exception as error:  # a missing meta kernel, .item(), or a tensor that the copy kept on its device
-        notes.append(f"counted in a real run, as the model does not run on meta tensors ({_line(error)})")
+        notes.append(f"counted in a real run, as the model does not run on meta tensors ({one_line(error)})")
         total, watched = _real_forward(model, inputs, watch)
     batch = batch_size(inputs)
     if odd := [name for name in ("macs", "elementwise", "activation_bytes") if getattr(total, name) % batch]:
@@ -208,13 +208,8 @@ def _real_forward(model: nn.Module, inputs: Inputs, watch: Collection[str]) -> t
         except Exception as error:
             raise TraceError(
                 f"cannot count the cost of {type(model).__name__}: its forward failed on inputs "
-                f"{inputs} ({_line(error)}). Check that model.eval()(*inputs) runs by itself."
+                f"{inputs} ({one_line(error)}). Check that model.eval()(*inputs) runs by itself."
             ) from error
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:160]}" if text else type(error).__name__
 
 
 def parameters(module: nn.Module) -> int:

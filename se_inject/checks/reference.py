@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from se_inject.errors import TraceError
+from se_inject.errors import TraceError, first_line
 from se_inject.guard import eager
 from se_inject.inputs import Inputs, dtype_of, from_shape
 from se_inject.random_state import forked_rng
@@ -121,12 +121,6 @@ def set_mode(model: nn.Module, training: bool) -> None:
     except NotImplementedError:
         if training:
             raise
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line; its type when it says nothing."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
 
 
 def tensors_in(output: Any) -> list[torch.Tensor]:

@@ -16,8 +16,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from se_inject.blocks.make import make_block
-from se_inject.checks.reference import Reference, Run, digest, digests, first_line, preserved, run_forward, tensors_in
-from se_inject.errors import VerifyError
+from se_inject.checks.reference import Reference, Run, digest, digests, preserved, run_forward, tensors_in
+from se_inject.errors import VerifyError, first_line
 from se_inject.inputs import Inputs
 from se_inject.object_graph import held
 from se_inject.types import Check, Cost, Decision, Plan, Reason, SiteCost

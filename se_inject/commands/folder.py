@@ -8,8 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from se_inject.errors import LoadError, PlanMismatchError, SEInjectError
-from se_inject.importing import one_line
+from se_inject.errors import LoadError, PlanMismatchError, SEInjectError, one_line
 from se_inject.models.loading import load_model, parse_model_args
 from se_inject.output import folder as store
 from se_inject.output.names import PLAN

@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import nn
 
-from se_inject.errors import LoadError, closest
-from se_inject.importing import factory_call, import_or_refuse, one_line
+from se_inject.errors import LoadError, closest, one_line
+from se_inject.importing import factory_call, import_or_refuse
 from se_inject.inputs import default_size
 from se_inject.models.offline import cache_only_without_network
 from se_inject.types import InputKind

@@ -174,7 +174,7 @@ def _child(answer: Connection, work: Callable[[T], R], task: T, threads: int) ->
 
 def attempt(work: Callable[[T], R], task: T) -> R | Failure:
     """``work(task)``, or why it failed: any error of foreign code is a failure of this task alone."""
-    from se_inject.importing import one_line
+    from se_inject.errors import one_line
 
     try:
         return work(task)

@@ -13,8 +13,7 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, TypeVar
 
-from se_inject.errors import LoadError
-from se_inject.importing import one_line
+from se_inject.errors import LoadError, one_line
 from se_inject.parallel.pool import Failure, attempt, gigabytes
 from se_inject.types import Reason
 

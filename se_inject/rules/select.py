@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import math
 import re
 from collections.abc import Callable, Iterable
 
@@ -143,8 +142,3 @@ def select(rules: Rules, sites: Iterable[Site]) -> dict[str, Answer]:
     only_excludes = all(e == Match(exclude=e.exclude) for e in rules.sites)
     reason = None if only_excludes else Reason("no-entry", "no entry of sites matches it")
     return answers | {site.id: (None, reason) for site in left}
-
-
-def area(site: Site) -> int:
-    """Positions of the site's map."""
-    return math.prod(n for i, n in enumerate(site.shape) if i not in (0, site.axis))

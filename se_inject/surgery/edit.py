@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import ast
 import keyword
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from se_inject.trace.source import expression_at, first_argument, parse, self_name
-from se_inject.types import Position
+from se_inject.types import REWRITTEN, Decision, Position
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,17 @@ class Edit:
     name: str  # of the child that is called
     position: Position | None = None
     argument: bool = False
+
+
+def edits_of(decisions: Iterable[Decision]) -> dict[str, tuple[Edit, ...]]:
+    """The edits that a plan's insertions need, by the path of the module whose class is rewritten."""
+    edits: dict[str, tuple[Edit, ...]] = {}
+    for decision in decisions:
+        carrier = decision.site.carrier
+        if carrier is not None and carrier.kind in REWRITTEN:
+            edit = Edit(carrier.name, carrier.position, carrier.kind == "wrap_input")
+            edits[carrier.path] = (*edits.get(carrier.path, ()), edit)
+    return edits
 
 
 def rewrite(text: str, edits: tuple[Edit, ...]) -> str:

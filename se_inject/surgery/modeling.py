@@ -16,9 +16,9 @@ from typing import Any
 from torch import nn
 
 from se_inject.blocks import BLOCKS, find_block
-from se_inject.surgery.edit import Edit
+from se_inject.surgery.edit import Edit, edits_of
 from se_inject.surgery.portable import Header, NoSource, bind_class, bind_globals, block_code, class_code
-from se_inject.types import REWRITTEN, Decision, Plan
+from se_inject.types import Decision, Plan
 
 HEADER = '''"""{title}
 
@@ -104,7 +104,7 @@ def render(base: nn.Module, plan: Plan) -> str:
 
     Raises ``NoSource`` when a class cannot be imported by name, or lives in a graph.
     """
-    edits: dict[str, tuple[Edit, ...]] = {}
+    edits = edits_of(plan.insertions)
     behind: list[str] = []
     for decision in plan.insertions:
         carrier = decision.site.carrier
@@ -113,11 +113,6 @@ def render(base: nn.Module, plan: Plan) -> str:
             behind.append(f"{decision.key!r}: {carrier.node!r}")
         if carrier.kind == "graph":
             raise NoSource("the model is a GraphModule: its code is its graph, which no library holds")
-        if carrier.kind in REWRITTEN:
-            edits[carrier.path] = (
-                *edits.get(carrier.path, ()),
-                Edit(carrier.name, carrier.position, carrier.kind == "wrap_input"),
-            )
     header = Header()
     used = sorted({d.block for d in plan.insertions})
     blocks = block_code([BLOCKS[name].module for name in used if name in BLOCKS], header)

@@ -14,7 +14,7 @@ from se_inject.errors import PlanMismatchError, SpliceError
 from se_inject.object_graph import held
 from se_inject.surgery.bound_methods import set_classes
 from se_inject.surgery.classes import generated, is_generated
-from se_inject.surgery.edit import Edit, is_name
+from se_inject.surgery.edit import edits_of, is_name
 from se_inject.surgery.fingerprint import fingerprint
 from se_inject.trace.calls import graphs_of
 from se_inject.types import REWRITTEN, Carrier, Decision, Plan
@@ -202,14 +202,9 @@ def _module(model: nn.Module, path: str) -> nn.Module:
 
 
 def _classes(model: nn.Module, plan: Plan) -> dict[str, type]:
-    edits: dict[str, tuple[Edit, ...]] = {}
     for decision in plan.insertions:
-        carrier = _carrier(decision)
-        if carrier.kind in REWRITTEN:
-            edits[carrier.path] = (
-                *edits.get(carrier.path, ()),
-                Edit(carrier.name, carrier.position, carrier.kind == "wrap_input"),
-            )
+        _carrier(decision)  # may refuse
+    edits = edits_of(plan.insertions)
     return {path: generated(type(_module(model, path)), edit) for path, edit in edits.items()}
 
 

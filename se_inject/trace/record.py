@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from se_inject.errors import TraceError
+from se_inject.errors import TraceError, first_line
 from se_inject.inputs import Inputs
 from se_inject.trace.calls import Names, Trace
 from se_inject.trace.recorder import record
@@ -34,7 +34,7 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool = False) -> Trace:
     try:
         return Trace(root, meta, record(Names(root, meta=True), root, meta), notes)
     except Exception as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         if any(t.is_meta for t in model.parameters()):
             raise TraceError(
                 f"{type(model).__name__} cannot be run on meta tensors ({reason}), and it has no weights. "
@@ -47,7 +47,7 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool = False) -> Trace:
         return Trace(root, real, record(Names(root), root, real), notes)
     except Exception as error:
         raise TraceError(
-            f"{type(model).__name__} cannot be run on the example inputs ({inputs}): {_first_line(error)}. "
+            f"{type(model).__name__} cannot be run on the example inputs ({inputs}): {first_line(error)}. "
             "Give inputs of the kind that it takes (--input-size, or example_inputs)."
         ) from error
 
@@ -63,10 +63,3 @@ def uncollected() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    if not text or isinstance(error, LookupError):  # the text of a KeyError is the key
-        text = f"{type(error).__name__}: {text}".rstrip(": ")
-    return text.splitlines()[0][:300].rstrip(". ")

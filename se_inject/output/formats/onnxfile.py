@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from se_inject.checks.reference import first_line, run_forward
+from se_inject.checks.reference import run_forward
 from se_inject.checks.verify import against_outputs
-from se_inject.errors import WriteError
+from se_inject.errors import WriteError, first_line
 from se_inject.inputs import Inputs
 from se_inject.output.formats.exporting import batched, cases, close, in_words, label, tensors
 from se_inject.output.formats.subject import Content, Subject

@@ -20,7 +20,7 @@ from torch import nn
 from se_inject.blocks import BLOCKS, find_block
 from se_inject.checks import reference as baseline
 from se_inject.checks.verify import against_outputs, same
-from se_inject.errors import WriteError
+from se_inject.errors import WriteError, first_line
 from se_inject.output.formats.subject import Content, Subject
 from se_inject.output.weights import WHOLE, weights_files
 from se_inject.random_state import forked_rng
@@ -95,7 +95,7 @@ def check(folder: Path, subject: Subject) -> Check:
         try:
             loaded = timm.create_model(f"local-dir:{folder / FOLDER}", pretrained=True)
         except Exception as error:  # of timm, whatever a file makes it meet
-            return Check(CHECK, False, f"timm does not load the folder: {baseline.first_line(error)}", "fails")
+            return Check(CHECK, False, f"timm does not load the folder: {first_line(error)}", "fails")
     if subject.inputs is None:
         return Check(CHECK, None, "timm loads the folder; there are no inputs to run it on", "nothing-to-compare")
     seed = subject.plan.seed
@@ -154,7 +154,7 @@ def _build(name: str, arguments: dict[str, Any]) -> nn.Module:
         with _quiet(), torch.random.fork_rng(devices=[]):
             return timm.create_model(name, **arguments)
     except Exception as error:  # a constructor raises whatever it meets
-        raise _refusal(f"timm does not build {name} with {arguments}: {baseline.first_line(error)}") from error
+        raise _refusal(f"timm does not build {name} with {arguments}: {first_line(error)}") from error
 
 
 def _names(subject: Subject, theirs: nn.Module, name: str) -> dict[str, str]:
