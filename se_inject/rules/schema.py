@@ -25,12 +25,12 @@ SUFFIXES = (".yaml", ".yml", ".json")  # of a file of rules
 
 
 @dataclass(frozen=True)
-class Match:
-    """One entry of ``sites``: conditions, all of which must hold, and what it changes."""
+class Rule:
+    """Conditions, all of which must hold, and what happens where they do."""
 
+    placement: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    placement: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     stages: tuple[int, ...] = ()
     min_channels: int = 0
@@ -48,25 +48,15 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Rules:
+class Match(Rule):
+    """One entry of ``sites``, that changes something where its conditions hold."""
+
+
+@dataclass(frozen=True)
+class Rules(Rule):
     """What to insert where. The defaults are the whole of ``rules="auto"``."""
 
     placement: tuple[str, ...] = ("auto",)
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    classes: tuple[str, ...] = ()
-    stages: tuple[int, ...] = ()
-    min_channels: int = 0
-    max_channels: int = 0
-    min_resolution: int = 0
-    max_resolution: int = 0
-    kernel: tuple[int, ...] = ()
-    depthwise: bool | None = None
-    every: int = 1
-    last: bool = False
-    block: dict[str, Any] = field(default_factory=dict)
-    ratio: float = 0
-    ratio_by_stage: dict[int, float] = field(default_factory=dict)
     init: str = "identity"
     again: bool = False
     budget: dict[str, Any] = field(default_factory=dict)
@@ -85,7 +75,7 @@ class Rules:
         return BlockSpec(name, options)
 
 
-def _ratio(rule: Rules | Match, site: Site) -> dict[str, Any]:
+def _ratio(rule: Rule, site: Site) -> dict[str, Any]:
     ratio = rule.ratio_by_stage.get(site.stage, rule.ratio)
     return {"rd_ratio": 1 / ratio} if ratio else {}
 
@@ -296,7 +286,7 @@ def _fields(data: Any, where: str, *, top: bool) -> dict[str, Any]:
     return values
 
 
-def to_plain(rules: Rules | Match) -> dict[str, Any]:
+def to_plain(rules: Rule) -> dict[str, Any]:
     """The rules as plain data that ``read`` takes, defaults left out: what a plan remembers."""
     default = type(rules)()
     data = {

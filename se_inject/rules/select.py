@@ -6,7 +6,7 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable
 
-from se_inject.rules.schema import Match, Rules
+from se_inject.rules.schema import Match, Rule, Rules
 from se_inject.types import Reason, Site
 
 # The entry that takes the site (None without entries), or why it is not taken.
@@ -32,36 +32,36 @@ def resolution(site: Site) -> int:
     return min(sides, default=0)
 
 
-def included(rule: Rules | Match, site: Site) -> Reason | None:
+def included(rule: Rule, site: Site) -> Reason | None:
     if rule.include and not any(matches(p, names_of(site)) for p in rule.include):
         return Reason("not-included", f"not included by {', '.join(rule.include)}")
     return None
 
 
-def excluded(rule: Rules | Match, site: Site) -> Reason | None:
+def excluded(rule: Rule, site: Site) -> Reason | None:
     return next((Reason("excluded", f"excluded by {p}") for p in rule.exclude if matches(p, names_of(site))), None)
 
 
-def of_class(rule: Rules | Match, site: Site) -> Reason | None:
+def of_class(rule: Rule, site: Site) -> Reason | None:
     if rule.classes and not any(matches(p, [site.cls]) for p in rule.classes):
         return Reason("other-class", f"class {site.cls} is not among {', '.join(rule.classes)}")
     return None
 
 
-def at_placement(rule: Rules | Match, site: Site) -> Reason | None:
+def at_placement(rule: Rule, site: Site) -> Reason | None:
     """Of an entry; the placements of the rules themselves are a matter of policy."""
     if isinstance(rule, Match) and rule.placement and not {site.placement, "auto"} & set(rule.placement):
         return Reason("other-placement", f"placement {site.placement} is not among {', '.join(rule.placement)}")
     return None
 
 
-def in_stage(rule: Rules | Match, site: Site) -> Reason | None:
+def in_stage(rule: Rule, site: Site) -> Reason | None:
     if rule.stages and site.stage not in rule.stages:
         return Reason("other-stage", f"stage {site.stage} is not among stages {', '.join(map(str, rule.stages))}")
     return None
 
 
-def wide_enough(rule: Rules | Match, site: Site) -> Reason | None:
+def wide_enough(rule: Rule, site: Site) -> Reason | None:
     if site.channels < rule.min_channels:
         return Reason("too-narrow", f"{site.channels} channels, fewer than min_channels {rule.min_channels}")
     if rule.max_channels and site.channels > rule.max_channels:
@@ -69,7 +69,7 @@ def wide_enough(rule: Rules | Match, site: Site) -> Reason | None:
     return None
 
 
-def resolved(rule: Rules | Match, site: Site) -> Reason | None:
+def resolved(rule: Rule, site: Site) -> Reason | None:
     side = resolution(site)
     if side < rule.min_resolution:
         return Reason("too-small", f"resolution {side}, below min_resolution {rule.min_resolution}")
@@ -78,7 +78,7 @@ def resolved(rule: Rules | Match, site: Site) -> Reason | None:
     return None
 
 
-def of_kernel(rule: Rules | Match, site: Site) -> Reason | None:
+def of_kernel(rule: Rule, site: Site) -> Reason | None:
     if rule.kernel and not set(site.kernel) & set(rule.kernel):
         kernel = "x".join(map(str, site.kernel)) or "unknown"
         return Reason("other-kernel", f"kernel {kernel} is not among {', '.join(map(str, rule.kernel))}")
@@ -87,7 +87,7 @@ def of_kernel(rule: Rules | Match, site: Site) -> Reason | None:
     return None
 
 
-CONDITIONS: tuple[Callable[[Rules | Match, Site], Reason | None], ...] = (
+CONDITIONS: tuple[Callable[[Rule, Site], Reason | None], ...] = (
     included,
     excluded,
     of_class,
@@ -99,12 +99,12 @@ CONDITIONS: tuple[Callable[[Rules | Match, Site], Reason | None], ...] = (
 )
 
 
-def refusal(rule: Rules | Match, site: Site) -> Reason | None:
+def refusal(rule: Rule, site: Site) -> Reason | None:
     """Why the first condition that says no does so; None when all agree."""
     return next((reason for check in CONDITIONS if (reason := check(rule, site))), None)
 
 
-def thinned(rule: Rules | Match, sites: list[Site]) -> dict[str, Reason]:
+def thinned(rule: Rule, sites: list[Site]) -> dict[str, Reason]:
     """Site id -> why it is left out by its place in the order: ``last`` of each stage, then ``every`` n-th."""
     reasons: dict[str, Reason] = {}
     if rule.last:

@@ -63,9 +63,9 @@ def test_preset(name: str) -> None:
 def test_a_plan_remembers_rules_that_can_be_read(name: str) -> None:
     for extra in ({}, {"budget": {"params": "2%"}, "sites": [{"last": True, "ratio_by_stage": {1: 4}}]}):
         parsed = rules.read({**PRESETS[name].rules, **extra})
-        again = json.loads(json.dumps(rules.given(parsed)))
+        again = json.loads(json.dumps(rules.to_plain(parsed)))
         assert rules.read(again) == parsed
-    assert rules.given(rules.Rules()) == {}
+    assert rules.to_plain(rules.Rules()) == {}
 
 
 def test_by_name() -> None:
