@@ -22,3 +22,4 @@ def reword() -> None:
         made(self, code, text if text.startswith(SIGN) else SIGN + hashlib.sha256(text.encode()).hexdigest()[:12])
 
     Reason.__init__ = other  # type: ignore[method-assign]
+    Reason.__setstate__ = lambda self, state: other(self, **state)  # type: ignore[attr-defined]  # of other processes

@@ -330,7 +330,7 @@ def test_refused_in_one_line_before_anything_starts(
 
 def test_when_every_model_fails_so_does_the_command(here: Path) -> None:
     result = run("sweep_nets:broken", *SIZE, "--csv", "a.csv", "--json")
-    assert result.exit_code == 1 and told(result, "error", "needs a package")
+    assert result.exit_code == 1 and told(result, "load", "needs a package")
     assert (here / "a.csv").exists()
     nothing = run("sweep_nets:plain", *SIZE, "--placement", "inner", "--json")
     assert nothing.exit_code == 0 and not json.loads(nothing.stdout)[0]["blocks"]

@@ -12,11 +12,11 @@ import se_inject
 from tests.helpers import randomise, refused
 from tests.tiny import open_gates
 
-# Member -> what `auto` inserts by placement, or why it takes nothing; layouts and number of blocks under `standard`.
+# Member -> what `auto` inserts by placement, or the code of why it takes nothing; layouts of blocks under `standard`.
 MEMBERS: dict[str, tuple[dict[str, int] | str, dict[str, int]]] = {
-    "test_vit": ("layout NLC is a transformer's; placement standard takes it", {"NLC": 12}),
-    "levit_128s": ("layout NLC is a transformer's", {"NLC": 20}),
-    "swin_tiny_patch4_window7_224": ("layout NHWC is a transformer's", {"NHWC": 12, "NLC": 12}),
+    "test_vit": ("transformer", {"NLC": 12}),
+    "levit_128s": ("transformer", {"NLC": 20}),
+    "swin_tiny_patch4_window7_224": ("transformer", {"NHWC": 12, "NLC": 12}),
     "convnext_atto": ({"standard": 12}, {"NCHW": 12}),
     "convnext_atto_ols": ({"standard": 12}, {"NCHW": 12}),
     "poolformer_s12": ({"standard": 12}, {"NCHW": 12}),

@@ -61,4 +61,4 @@ def _template(name: str) -> Any:
 
 def _shown(value: Any) -> Any:
     """Every value that the template prints passes here, before it is escaped."""
-    return tables.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return value if isinstance(value, Markup) else tables.visible(str(value))
