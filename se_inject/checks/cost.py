@@ -166,6 +166,11 @@ class Measured:
     by_module: dict[str, Cost]
     note: str = ""  # the fallback taken, or numbers that the batch does not divide
 
+    def sites(self, plan: Plan) -> tuple[SiteCost, ...]:
+        """What each insertion of ``plan``, all of which were watched, costs over all its calls; in plan order."""
+        costs = ((d.site.id, self.by_module[d.key]) for d in plan.insertions)
+        return tuple(SiteCost(id, c.parameters, c.macs, c.elementwise, c.activation_bytes) for id, c in costs)
+
 
 def measure(model: nn.Module, example_inputs: Any = None, watch: Collection[str] = ()) -> Measured:
     """Count one forward in eval mode; the model, its mode, buffers and hooks stay as they are.
@@ -236,9 +241,4 @@ def site_costs(model: nn.Module, example_inputs: Any, plan: Plan) -> tuple[SiteC
     Parameters, MACs and element-wise ops of all sites add up to ``cost(after) - cost(before)``, exactly. Raises
     ``PlanMismatchError`` when a planned block is not there.
     """
-    by_module = measure(model, example_inputs, [d.key for d in plan.insertions]).by_module
-    return tuple(
-        SiteCost(d.site.id, c.parameters, c.macs, c.elementwise, c.activation_bytes)
-        for d in plan.insertions
-        for c in [by_module[d.key]]
-    )
+    return measure(model, example_inputs, [d.key for d in plan.insertions]).sites(plan)

@@ -9,6 +9,7 @@ import click
 
 from se_inject.cli.options import CONTEXT, model_options, of_output, of_rules, output_options, rule_options
 from se_inject.cli.parts import Command
+from se_inject.commands.request import ModelRequest
 
 
 @click.command(cls=Command, short_help="Insert blocks, check, and write the result.", context_settings=CONTEXT)
@@ -29,8 +30,8 @@ from se_inject.cli.parts import Command
 @of_output("--verify/--no-verify", "check", default=True, show_default=True, help="Run the checks.")
 @output_options
 def convert(
-    model: str,
     output: Path,
+    plan_file: Path | None,
     formats: str,
     max_shard_size: str | None,
     force: bool,
@@ -55,9 +56,9 @@ def convert(
 
     with Terminal(quiet=quiet, results=not as_json) as screen:
         report = work.convert(
-            model,
-            given,
+            ModelRequest.of(**given),
             output,
+            plan_file=plan_file,
             formats=formats,
             max_shard_size=max_shard_size,
             force=force,

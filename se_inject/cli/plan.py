@@ -10,6 +10,7 @@ import click
 
 from se_inject.cli.options import CONTEXT, model_options, of_output, output_options, rule_options
 from se_inject.cli.parts import Command
+from se_inject.commands.request import ModelRequest
 
 
 @click.command(cls=Command, short_help="Show where blocks would go, and why.", context_settings=CONTEXT)
@@ -21,7 +22,6 @@ from se_inject.cli.parts import Command
 @of_output("--explain", metavar="PATH", help="Show what was seen in one module, and each decision there.")
 @output_options
 def plan(
-    model: str,
     output: Path | None,
     force: bool,
     show_all: bool,
@@ -40,13 +40,15 @@ def plan(
       se-inject plan timm:resnet50 --explain layer1.0
     """
     from se_inject.cli.terminal import Terminal
-    from se_inject.commands import plan as work
+    from se_inject.commands import convert as work
+
+    request = ModelRequest.of(**given)
 
     if explain is not None:
         if output is not None:
             raise click.UsageError("--explain shows one module; leave out -o, or make the plan in a run of its own.")
         with Terminal(quiet=quiet, results=not as_json) as screen:
-            seen = work.explain(model, given, explain, screen=screen)
+            seen = work.explain(request, explain, screen=screen)
             screen.explanation(seen)
         if as_json:
             from se_inject.types import to_dict
@@ -54,7 +56,7 @@ def plan(
             click.echo(json.dumps(to_dict(seen), indent=1))
         return
     with Terminal(quiet=quiet, results=not as_json) as screen:
-        made = work.plan(model, given, output, force=force, screen=screen)
+        made = work.plan(request, output, force=force, screen=screen)
         screen.plan(made, show_all=show_all)
         if output is not None:
             screen.line(f"Written to {output}")

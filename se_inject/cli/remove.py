@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,7 +19,7 @@ from se_inject.cli.parts import Command
 @of_output("--force", is_flag=True, help="Replace an earlier output.")
 @output_options
 def remove(
-    folder: Path, output: Path, model: str | None, model_arg: tuple[str, ...], force: bool, as_json: bool, quiet: bool
+    folder: Path, output: Path, model: str | None, model_args: dict[str, Any], force: bool, as_json: bool, quiet: bool
 ) -> None:
     """Take the blocks out of an output FOLDER again, and write the base model's weights.
 
@@ -30,7 +31,7 @@ def remove(
     from se_inject.commands import remove as work
 
     with Terminal(quiet=quiet, results=not as_json) as screen:
-        summary = work.remove(folder, output, model, model_arg, force=force, screen=screen)
+        summary = work.remove(folder, output, model, model_args, force=force, screen=screen)
         screen.line(summary["summary"])
     if as_json:
         click.echo(json.dumps(summary, indent=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,17 @@ import click
 
 from se_inject.cli.options import (
     CONTEXT,
-    block_arg,
     complete,
     input_options,
-    model_arg,
+    model_args,
+    of_fields,
     of_output,
     of_rules,
     options,
     output_options,
-    site_options,
 )
 from se_inject.cli.parts import Command
+from se_inject.commands.request import AXES, ModelRequest, RulesRequest
 
 grid_options = options(
     of_rules("--rules", multiple=True, metavar="FILE|PRESET,...", shell_complete=complete, help="Rules to start from."),
@@ -28,18 +29,18 @@ grid_options = options(
         "--placement", multiple=True, metavar="NAME,...", shell_complete=complete, help="auto (default), standard, ..."
     ),
     of_rules("--block", multiple=True, metavar="NAME,...", shell_complete=complete, help="se (default), eca, ..."),
-    block_arg,
     of_rules("--ratio", multiple=True, metavar="R,...", help="Channels / reduced channels: 8,16,32."),
     of_rules(
         "--init", multiple=True, metavar="NAME,...", shell_complete=complete, help="identity (default), absorb, paper."
     ),
-    site_options,
+    of_fields(RulesRequest, "Rules", *(f.name for f in dataclasses.fields(RulesRequest) if f.name not in AXES)),
+    of_fields(ModelRequest, "Rules"),
 )
 
 
 @click.command(cls=Command, short_help="Compare costs over models and rules.", context_settings=CONTEXT)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...", shell_complete=complete)
-@options(model_arg, input_options, grid_options)
+@options(model_args, input_options, grid_options)
 @of_output("--csv", type=click.Path(path_type=Path), metavar="FILE", help="Write all rows to this file.")
 @of_output(
     "--plot",
@@ -77,7 +78,9 @@ def sweep(
     from se_inject.commands.sweep import run as work
 
     with Terminal(quiet=quiet, results=not as_json, steps=2) as screen:
-        rows = work.sweep(models, given, csv=csv, plot=plot, force=force, jobs=jobs or 0, screen=screen)
+        axes = {axis: given.pop(axis) for axis in AXES}
+        request = ModelRequest.of(model="", **given)  # each of the models takes its place
+        rows = work.sweep(models, axes, request, csv=csv, plot=plot, force=force, jobs=jobs or 0, screen=screen)
         screen.sweep(rows, show_all=show_all)
         for output in filter(None, (csv, plot)):
             screen.line(f"Written to {output}")

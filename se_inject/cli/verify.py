@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,7 +18,7 @@ from se_inject.cli.parts import Command
 @of_model("--run-pt2", is_flag=True, help="Load and run model.pt2, which can run code. Only for files you made.")
 @output_options
 def verify(
-    folder: Path, model: str | None, model_arg: tuple[str, ...], run_pt2: bool, as_json: bool, quiet: bool
+    folder: Path, model: str | None, model_args: dict[str, Any], run_pt2: bool, as_json: bool, quiet: bool
 ) -> None:
     """Check an output FOLDER again, without the original: hashes, outputs on the probe, blocks, cost, each format.
 
@@ -31,7 +32,7 @@ def verify(
     from se_inject.commands import verify as work
 
     with Terminal(quiet=quiet, results=not as_json) as screen:
-        checks = work.verify(folder, model, model_arg, trusted=run_pt2, screen=screen)
+        checks = work.verify(folder, model, model_args, trusted=run_pt2, screen=screen)
         screen.checks(checks)
     if as_json:
         click.echo(json.dumps([vars(check) for check in checks], indent=1))

@@ -18,9 +18,7 @@ from torch import nn
 
 import se_inject
 from se_inject.cli import main
-from se_inject.cli.convert import convert
-from se_inject.cli.sweep import sweep
-from se_inject.commands.request import DEFAULTS, RULE_OPTIONS
+from se_inject.commands.request import RulesRequest
 from se_inject.commands.sweep import grid, pareto
 from se_inject.commands.sweep import table as sweep_table
 from se_inject.commands.sweep.grid import Point
@@ -123,16 +121,18 @@ def test_other_blocks_presets_and_budgets() -> None:
 
 # -- grid -------------------------------------------------------------------------------------------------------------
 def test_every_combination_the_last_fastest() -> None:
-    given = {"placement": ("standard,inner", "conv"), "ratio": ("8, 16",), "seed": 3}
-    found = [(one["placement"], one["ratio"]) for one in grid.combinations(given)]
-    assert found == [((p,), r) for p in ("standard", "inner", "conv") for r in (8.0, 16.0)]
-    assert {(one["block"], one["init"], one["seed"]) for one in grid.combinations(given)} == {(None, None, 3)}
+    axes = {"placement": ("standard,inner", "conv"), "ratio": ("8, 16",)}
+    found = list(grid.combinations(RulesRequest(init="paper", again=True), axes))
+    assert [(one.placement, one.ratio) for one in found] == [
+        ((p,), r) for p in ("standard", "inner", "conv") for r in (8.0, 16.0)
+    ]
+    assert {(one.block, one.init, one.again) for one in found} == {(None, "paper", True)}
 
 
 @pytest.mark.parametrize("text", ["16,", "x", "0", "-8", "nan", "inf"])
 def test_ratios_that_are_none(text: str) -> None:
     with pytest.raises(RulesError, match=r"--ratio .*(empty|is not a number)"):
-        list(grid.combinations({"ratio": (text,)}))
+        list(grid.combinations(RulesRequest(), {"ratio": (text,)}))
 
 
 def test_points_that_come_to_the_same_are_one() -> None:
@@ -349,13 +349,6 @@ def test_a_block_too_narrow_for_one_model_is_a_row(here: Path) -> None:
     result = run("sweep_nets:make", *SIZE, "--block", "gc", "--block-arg", "rd_min=1", "--ratio", "16", "--json")
     assert result.exit_code == 0, result.stderr or result.exception
     assert told(result, "rules", "too narrow")
-
-
-def test_defaults_are_those_of_the_command_line() -> None:
-    options = convert.make_context("convert", ["m", "-o", "out"]).params
-    assert {name: options[name] for name in DEFAULTS} == DEFAULTS
-    offered = sweep.make_context("sweep", ["m"]).params
-    assert {name for name in RULE_OPTIONS if name not in offered} == set() and set(RULE_OPTIONS) < set(DEFAULTS)
 
 
 def test_a_picture_needs_matplotlib(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

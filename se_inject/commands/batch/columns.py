@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, get_args
 
-from se_inject.commands.request import size_from
+from se_inject.commands.request import InputKind, ModelRequest, sides
 from se_inject.errors import RulesError, closest
-from se_inject.inputs import KINDS
-from se_inject.models.zoos import parse_model_args
+from se_inject.models.request import WeightsRequest, parse_model_args
 
 
 @dataclass(frozen=True)
@@ -49,43 +48,44 @@ def _number(value: Any) -> int:
     return found
 
 
-def _sides(value: Any) -> str:
+def _sides(value: Any) -> tuple[int, ...]:
     text = ",".join(map(str, value)) if isinstance(value, list) else _text(value)
     try:
-        size_from(text)
+        return sides(text)
     except RulesError as error:  # it speaks of an option
         raise ValueError(f"{text!r}: expected whole numbers above 0, such as 3,224,224") from error
-    return text
 
 
 def _kind(value: Any) -> str:
     kind = _text(value)
-    if kind not in KINDS:
-        raise ValueError(f"{kind!r} is not known.{closest(kind, KINDS)}")
+    if kind not in get_args(InputKind):
+        raise ValueError(f"{kind!r} is not known.{closest(kind, get_args(InputKind))}")
     return kind
 
 
-def _args(value: Any) -> tuple[str, ...]:
+def _args(value: Any) -> dict[str, Any]:
     pairs = shlex.split(value) if isinstance(value, str) else []
     if not isinstance(value, str | dict):
         raise ValueError(f"takes a mapping, or num_classes=10 in_chans=1, found {value!r}")
     if isinstance(value, dict):
         pairs = [f"{name}={item!r}" for name, item in value.items()]
-    return tuple(f"{name}={item!r}" for name, item in sorted(parse_model_args(pairs).items()))
+    return dict(sorted(parse_model_args(pairs).items()))
 
+
+DOCS = {f.name: f.metadata["doc"] for part in (WeightsRequest, ModelRequest) for f in fields(part) if f.metadata}
 
 COLUMNS = {
     "model": Column(_text, "`timm:NAME`, `torchvision:NAME`, or `pkg.module:factory` if `--factory` allows it"),
     "model_args": Column(_args, "constructor options: a mapping, or `num_classes=10 in_chans=1`"),
     "checkpoint": Column(_text, "a file, a folder, or a glob, which stands for one entry for each file"),
-    "pretrained": Column(_flag, "true: weights that the library downloads"),
-    "random_init": Column(_flag, "true: random weights, on purpose"),
+    "pretrained": Column(_flag, DOCS["pretrained"]),
+    "random_init": Column(_flag, DOCS["random_init"]),
     "allow_missing": Column(_texts, "globs of keys that the checkpoint may lack"),
-    "ema": Column(_flag, "averaged (true) or raw weights, where a checkpoint has both"),
+    "ema": Column(_flag, DOCS["ema"]),
     "input_size": Column(_sides, "`3,224,224`; default: the model's own configuration"),
     "input_kind": Column(_kind, "`batch`, `list` or `pair`; default: what the model takes"),
     "rules": Column(lambda value: value, "a mapping, the name of a placement or preset, or a YAML file"),
     "formats": Column(_texts, "`safetensors,onnx`, ...; default `safetensors`"),
-    "seed": Column(_number, "of new weights and of the probe; default 0"),
+    "seed": Column(_number, DOCS["seed"]),
     "name": Column(_text, "of its folder, `{folder}-{stem}`, say; default `{stem}`, or `{model}` without a checkpoint"),
 }  # fmt: skip
