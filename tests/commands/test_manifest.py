@@ -165,7 +165,8 @@ def test_factories_are_allowed_by_name_or_module(entries: Write) -> None:
 
 def test_rules_from_a_file_beside_the_manifest(entries: Write, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("ratio: 4")
-    assert entries("- {model: timm:resnet18, random_init: true, rules: r.yaml}")[0].request.rules.rules == Rules(ratio=4)
+    (entry,) = entries("- {model: timm:resnet18, random_init: true, rules: r.yaml}")
+    assert entry.request.rules.rules == Rules(ratio=4)
 
 
 def test_what_a_request_says_of_weights_and_inputs_is_a_column() -> None:

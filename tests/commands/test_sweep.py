@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import nn
 
 import se_inject
+from se_inject.checks.cost import measure
 from se_inject.cli import main
 from se_inject.commands.request import RulesRequest
 from se_inject.commands.sweep import grid, pareto
@@ -24,6 +25,7 @@ from se_inject.commands.sweep import table as sweep_table
 from se_inject.commands.sweep.grid import Point
 from se_inject.commands.sweep.rows import Row, rows_of
 from se_inject.errors import LoadError, RulesError
+from se_inject.injection import plan as planning
 from se_inject.inputs import resolve
 from se_inject.reasons import REASONS
 from se_inject.rules.schema import read
@@ -117,6 +119,20 @@ def test_other_blocks_presets_and_budgets() -> None:
     assert [numbers(row) for row in rows] == [report(model, (8, 8, 8), rules) for rules in asked]
     assert [(row.block, row.ratio) for row in rows] == [("eca", None), ("se", 16), ("se", 2), ("se", None)]
     assert rows[3].blocks < rows[0].blocks == 4
+
+
+def test_the_base_is_measured_once_for_all_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[nn.Module] = []
+
+    def count(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        measured.append(model)
+        return measure(model, *args, **kwargs)
+
+    monkeypatch.setattr(planning, "measure", count)
+    model = nn.Sequential(*[Basic(8, 8) for _ in range(4)])
+    points = [Point("", read({"ratio": 2, "budget": {"params": share}})) for share in ("5%", "10%", "20%")]
+    rows = rows_of("m", model, resolve(model, (8, 8, 8)), points)
+    assert measured == [model] and len({row.blocks for row in rows}) == 3
 
 
 # -- grid -------------------------------------------------------------------------------------------------------------
