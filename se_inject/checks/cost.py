@@ -225,20 +225,3 @@ def _line(error: Exception) -> str:
 def parameters(module: nn.Module) -> int:
     """Numbers in all parameters, shared ones once."""
     return sum(p.numel() for p in module.parameters())
-
-
-def cost(model: nn.Module, example_inputs: Any = None) -> Cost:
-    """Cost of one forward in eval mode, per sample: ``cost(resnet50(), (3, 224, 224)).macs`` is 4,089,184,256.
-
-    Arguments and errors as for ``measure``, which also says whether the numbers come from a fallback.
-    """
-    return measure(model, example_inputs).cost
-
-
-def site_costs(model: nn.Module, example_inputs: Any, plan: Plan) -> tuple[SiteCost, ...]:
-    """What each insertion of ``plan`` costs in the rewritten ``model``, over all its calls; in plan order.
-
-    Parameters, MACs and element-wise ops of all sites add up to ``cost(after) - cost(before)``, exactly. Raises
-    ``PlanMismatchError`` when a planned block is not there.
-    """
-    return measure(model, example_inputs, [d.key for d in plan.insertions]).sites(plan)

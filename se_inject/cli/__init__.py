@@ -10,8 +10,7 @@ from importlib import import_module
 import click
 
 from se_inject._version import __version__
-from se_inject.cli.options import CONTEXT
-from se_inject.cli.parts import Commands
+from se_inject.cli.parts import CONTEXT, Commands
 
 COMMANDS = (  # file of this folder : function, in the order in which they are used
     "convert:convert",

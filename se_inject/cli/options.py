@@ -14,11 +14,11 @@ import click
 from click.shell_completion import CompletionItem
 
 from se_inject.cli.parts import Option
+from se_inject.cli.terminal import Terminal
 from se_inject.commands import request
-from se_inject.commands.request import InputKind, InputRequest, ModelRequest, RulesRequest
+from se_inject.commands.request import InputRequest, ModelRequest, RulesRequest
 from se_inject.models.request import WeightsRequest, flag, parse_model_args
-
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+from se_inject.types import InputKind
 
 
 def ratio(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
@@ -130,7 +130,20 @@ base_options = options(
         help="A class that the plan names as a block; repeatable.",
     ),
 )  # fmt: skip
-output_options = options(
-    of_output("--json", "as_json", is_flag=True, help="Print JSON instead of tables."),
-    of_output("-q", "--quiet", is_flag=True, help="Print nothing but errors, and what --json asks for."),
-)
+
+
+def output_options(steps: int = 8) -> Callable[..., Any]:
+    """``--json`` and ``--quiet``. They make the ``screen`` that a command is called with; ``steps`` are what it is told
+    of, the longest: load, plan, reference, cost before, splice, cost after, checks, write."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @of_output("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+        @of_output("-q", "--quiet", is_flag=True, help="Print nothing but errors, and what --json asks for.")
+        @functools.wraps(command)
+        def run(as_json: bool, quiet: bool, **given: Any) -> None:
+            with Terminal(quiet=quiet, as_json=as_json, steps=steps) as screen:
+                command(screen=screen, **given)
+
+        return run
+
+    return decorate

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, get_args
 
-from se_inject.commands.request import InputKind, ModelRequest, sides
-from se_inject.errors import RulesError, closest
+from se_inject.commands.request import ModelRequest, sides
+from se_inject.errors import RulesError
 from se_inject.models.request import WeightsRequest, parse_model_args
+from se_inject.rules.schema import flag, integer, one_of, text
+from se_inject.types import InputKind
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,16 @@ class Column:
     doc: str
 
 
+def _said(value: Any) -> Any:
+    """A text, which is all that a cell of a CSV file can hold, as what it says: true, false, a number, or itself."""
+    if not isinstance(value, str):
+        return value
+    word = value.strip()
+    return int(word) if word.isdecimal() else {"true": True, "false": False}.get(word.lower(), value)
+
+
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"takes a text, found {value!r}")
-    return value.strip()
+    return text(value.strip() if isinstance(value, str) else value)
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -34,33 +42,15 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 
 def _flag(value: Any) -> bool:
-    words = {"true": True, "false": False}
-    found = words.get(value.strip().lower()) if isinstance(value, str) else value
-    if not isinstance(found, bool):
-        raise ValueError(f"takes true or false, found {value!r}")
-    return found
-
-
-def _number(value: Any) -> int:
-    found = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
-    if type(found) is not int or found < 0:
-        raise ValueError(f"takes a whole number from 0, found {value!r}")
-    return found
+    return flag(_said(value))
 
 
 def _sides(value: Any) -> tuple[int, ...]:
-    text = ",".join(map(str, value)) if isinstance(value, list) else _text(value)
+    size = ",".join(map(str, value)) if isinstance(value, list) else _text(value)
     try:
-        return sides(text)
+        return sides(size)
     except RulesError as error:  # it speaks of an option
-        raise ValueError(f"{text!r}: expected whole numbers above 0, such as 3,224,224") from error
-
-
-def _kind(value: Any) -> str:
-    kind = _text(value)
-    if kind not in get_args(InputKind):
-        raise ValueError(f"{kind!r} is not known.{closest(kind, get_args(InputKind))}")
-    return kind
+        raise ValueError(f"{size!r}: expected whole numbers above 0, such as 3,224,224") from error
 
 
 def _args(value: Any) -> dict[str, Any]:
@@ -83,9 +73,9 @@ COLUMNS = {
     "allow_missing": Column(_texts, "globs of keys that the checkpoint may lack"),
     "ema": Column(_flag, DOCS["ema"]),
     "input_size": Column(_sides, "`3,224,224`; default: the model's own configuration"),
-    "input_kind": Column(_kind, "`batch`, `list` or `pair`; default: what the model takes"),
+    "input_kind": Column(lambda value: one_of(get_args(InputKind))(_text(value)), "`batch`, `list` or `pair`; default: what the model takes"),
     "rules": Column(lambda value: value, "a mapping, the name of a placement or preset, or a YAML file"),
     "formats": Column(_texts, "`safetensors,onnx`, ...; default `safetensors`"),
-    "seed": Column(_number, DOCS["seed"]),
+    "seed": Column(lambda value: integer(0)(_said(value)), DOCS["seed"]),
     "name": Column(_text, "of its folder, `{folder}-{stem}`, say; default `{stem}`, or `{model}` without a checkpoint"),
 }  # fmt: skip
