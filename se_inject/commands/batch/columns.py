@@ -53,6 +53,10 @@ def _sides(value: Any) -> tuple[int, ...]:
         raise ValueError(f"{size!r}: expected whole numbers above 0, such as 3,224,224") from error
 
 
+def _kind(value: Any) -> str:
+    return one_of(get_args(InputKind))(_text(value))
+
+
 def _args(value: Any) -> dict[str, Any]:
     pairs = shlex.split(value) if isinstance(value, str) else []
     if not isinstance(value, str | dict):
@@ -73,7 +77,7 @@ COLUMNS = {
     "allow_missing": Column(_texts, "globs of keys that the checkpoint may lack"),
     "ema": Column(_flag, DOCS["ema"]),
     "input_size": Column(_sides, "`3,224,224`; default: the model's own configuration"),
-    "input_kind": Column(lambda value: one_of(get_args(InputKind))(_text(value)), "`batch`, `list` or `pair`; default: what the model takes"),
+    "input_kind": Column(_kind, "`batch`, `list` or `pair`; default: what the model takes"),
     "rules": Column(lambda value: value, "a mapping, the name of a placement or preset, or a YAML file"),
     "formats": Column(_texts, "`safetensors,onnx`, ...; default `safetensors`"),
     "seed": Column(lambda value: integer(0)(_said(value)), DOCS["seed"]),
