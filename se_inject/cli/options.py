@@ -73,21 +73,16 @@ of_model = functools.partial(click.option, cls=Option, section="Model")
 of_rules = functools.partial(click.option, cls=Option, section="Rules")
 of_machine = functools.partial(click.option, cls=Option, section="Machine")
 of_output = functools.partial(click.option, cls=Option, section="Output")
-# The type of a field -> its option; what is particular to a field, by its name.
+# The type of a field -> its option, a text where it is not here; what is particular to a field, by its name.
 TYPES: dict[Any, dict[str, Any]] = {
     bool: {"is_flag": True},
-    bool | None: {},
     int: {"type": int, "show_default": True},
     int | None: {"type": click.IntRange(min=0)},
     float | None: {"type": float},
-    str | None: {},
     Path | None: {"type": click.Path(path_type=Path)},
     InputKind | None: {"type": click.Choice(get_args(InputKind))},
     tuple[str, ...]: {"multiple": True},
-    tuple[int, ...] | None: {},
     Mapping[str, Any]: {"multiple": True, "callback": parsed(parse_model_args)},
-    Mapping[str, Any] | None: {},
-    Any: {},
 }
 PARTICULAR: dict[str, dict[str, Any]] = {
     "input_size": {"callback": parsed(request.sides)},
@@ -109,7 +104,7 @@ def of_fields(part: type, section: str, *names: str) -> Callable[..., Any]:
 def _of_field(field: dataclasses.Field[Any], kind: Any, section: str) -> Callable[..., Any]:
     names = f"{flag(field)}/--no-{field.name}" if kind == bool | None else flag(field)
     default = () if field.default is dataclasses.MISSING else field.default
-    asked = {"default": default, **TYPES[kind], **PARTICULAR.get(field.name, {})}
+    asked = {"default": default, **TYPES.get(kind, {}), **PARTICULAR.get(field.name, {})}
     about = {"help": field.metadata["doc"], "metavar": field.metadata["metavar"]}
     return click.option(names, field.name, cls=Option, section=section, **asked, **about)
 
