@@ -56,13 +56,14 @@ READ = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
 from se_inject.models.loading import load_model
+from se_inject.models.request import WeightsRequest
 
 def status(file, name):
     return next(int(line.split()[1]) * 1024 for line in open(f"/proc/self/{file}") if line.startswith(name))
 
 def load(path, layers, width):
     args = {"layers": layers, "width": width}
-    model = load_model("checkpoint_net:Net", model_args=args, checkpoint=path, allow_factory=True).model
+    model = load_model(WeightsRequest("checkpoint_net:Net", args, checkpoint=path), allow_factory=True).model
     return model, sum(p.sum() for p in model.parameters())  # every page is read
 
 layers, width = map(int, sys.argv[4:])

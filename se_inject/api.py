@@ -12,6 +12,7 @@ from torch import fx, nn
 from se_inject.checks import trained
 from se_inject.checks.cost import measure
 from se_inject.checks.gates import Gates, statistics
+from se_inject.checks.reference import digests
 from se_inject.copying import independent_copy
 from se_inject.errors import SEInjectError
 from se_inject.guard import unwrap
@@ -144,11 +145,13 @@ def save(
     >>> save(result, "out", formats=("safetensors", "onnx"))
     """
     read = [Path(p) for p in inputs]
-    report = trained.up_to_date(injection.report, injection.model, injection.inputs)
+    hashes = digests(injection.model)
+    report = trained.up_to_date(injection.report, injection.model, injection.inputs, hashes)
     injection = replace(injection, plan=report.plan, report=report)
     return store.save(
-        injection, Path(out), formats=formats, max_shard_size=max_shard_size, force=force, source=source, inputs=read
-    )
+        injection, Path(out), formats=formats, max_shard_size=max_shard_size, force=force, source=source, inputs=read,
+        hashes=hashes,
+    )  # fmt: skip
 
 
 def load(out: str | Path, model: nn.Module | None = None) -> nn.Module:

@@ -8,12 +8,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from se_inject.errors import RulesError
+from se_inject.models import loading
+from se_inject.models.loading import Loaded
+from se_inject.models.request import WeightsRequest
 from se_inject.types import Reason
 from tests.rewording import REWORDED
 
@@ -80,3 +84,8 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
                 if gain or name.startswith("gamma"):  # layer scale, often 1e-6
                     parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
     return model
+
+
+def load_model(spec: str, *, allow_factory: bool = False, weights_needed: bool = True, **asked: Any) -> Loaded:
+    """The model that is asked for with the fields of a request."""
+    return loading.load_model(WeightsRequest(spec, **asked), allow_factory=allow_factory, weights_needed=weights_needed)

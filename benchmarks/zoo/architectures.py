@@ -10,6 +10,7 @@ import torchvision
 
 from se_inject.inputs import Inputs, dtype_of, from_shape
 from se_inject.models.loading import Loaded, load_model
+from se_inject.models.request import WeightsRequest
 
 # Detectors scale their images up to 800 pixels; a small one shows the same.
 SMALL = {"min_size": 96, "max_size": 128}
@@ -35,6 +36,6 @@ def family(name: str) -> str:
 def load(name: str, *, weights: bool) -> tuple[Loaded, Inputs]:
     """The model, with random weights or without any where that works, and an example input of its kind."""
     args: dict[str, Any] = ARGS.get(family(name).rpartition(".")[2], {})
-    loaded = load_model(name, model_args=dict(args), random_init=weights, weights_needed=False)
+    loaded = load_model(WeightsRequest(name, args, random_init=weights), weights_needed=False)
     assert loaded.input_size is not None, f"no input size is known for {name}"
     return loaded, from_shape(loaded.input_size, dtype_of(loaded.model), 0, loaded.input_kind)

@@ -11,7 +11,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -22,7 +21,7 @@ from se_inject.blocks.make import make_block
 from se_inject.checks.verify import planned_keys
 from se_inject.errors import NothingSelectedError, TraceError, sentence
 from se_inject.injection.inject import realise
-from se_inject.injection.plan import Planned, decided, survey
+from se_inject.injection.plan import Planned, Survey, decided, survey
 from se_inject.search.placements import PLACEMENTS
 from se_inject.surgery.expected import differences
 from se_inject.surgery.splice import apply
@@ -88,11 +87,11 @@ def _structure(row: Row) -> None:
         weights = True
         loaded, inputs = load(row.name, weights=weights)
         surveyed = survey(loaded.model, inputs, PLACEMENTS, 0)
-    model, (recorded, found, _) = loaded.model, surveyed
+    model, recorded, found = loaded.model, surveyed.trace, surveyed.found
     if leave_se_out.gates(recorded):
         left = leave_se_out.examine(row.name, row.family, load(row.name, weights=weights)[0].model, inputs)
         row.gates, row.again = left.gates, left.gates - len(left.missed)
-    planned = _plan(row, model, surveyed)
+    planned = _plan(row, surveyed)
     if planned is not None:
         plan, keys = planned.plan, set(model.state_dict())
         new = sum(p.numel() for d in plan.insertions for p in make_block(d, 0, None).parameters())
@@ -113,7 +112,7 @@ def _numeric(row: Row) -> None:
     torch.manual_seed(0)
     loaded, inputs = load(row.name, weights=True)
     model = randomise(loaded.model.eval())
-    planned = _plan(row, model, survey(model, inputs, PLACEMENTS, 0))
+    planned = _plan(row, survey(model, inputs, PLACEMENTS, 0))
     if planned is not None:
         checks = realise(model, planned, inplace=True).report.checks
         row.checks = {check.name: check.passed for check in checks}
@@ -121,14 +120,14 @@ def _numeric(row: Row) -> None:
     gc.collect()  # weights that only cycles hold
 
 
-def _plan(row: Row, model: nn.Module, surveyed: Any) -> Planned | None:
-    _, found, _ = surveyed
+def _plan(row: Row, surveyed: Survey) -> Planned | None:
+    model, found = surveyed.model, surveyed.found
     row.parameters, row.modules = sum(p.numel() for p in model.parameters()), sum(1 for _ in model.modules())
     row.sites = dict(Counter(site.placement for site in found.sites if not site.obstacle))
     row.obstacles = dict(Counter(site.obstacle.code for site in found.sites if site.obstacle))
     for rules in ("auto", *(p for p in OTHERS if row.sites.get(p))):
         try:
-            planned = decided(model, surveyed, rules, name=row.name)
+            planned = decided(surveyed, rules, name=row.name)
         except NothingSelectedError as error:
             row.reason = row.reason or sentence(error.reason)
             continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,22 @@ from se_inject.json_strict import unique
 SHARD = re.compile(r"\w[\w. -]*\.safetensors", re.ASCII)  # a file beside the index: no folder, no drive, no ".."
 
 
-def read_shards(path: Path) -> tuple[dict[str, torch.Tensor], tuple[Path, ...]]:
+def read_shards(
+    path: Path, read: Callable[[Path], dict[str, torch.Tensor]] = read_safetensors, *, aliases: bool = False
+) -> tuple[dict[str, torch.Tensor], tuple[Path, ...]]:
     """The tensors of all shards, mapped from their files, and the shards in the index's order.
 
-    Every tensor lies in the one shard that the index names, and no shard holds another. Raises ``LoadError``.
+    Every tensor lies in the one shard that the index names, and no shard holds another; with ``aliases``, ``read`` may
+    find names in a shard that no index places. Raises ``LoadError``.
     """
     placed = read_index(path)
     tensors: dict[str, torch.Tensor] = {}
     shards = {name: path.parent / name for name in dict.fromkeys(placed.values())}
     for name, shard in shards.items():
         readable(shard)
-        held = read_safetensors(shard)
+        held = read(shard)
         for key in held:
-            if placed.get(key) != name:
+            if key in tensors or placed.get(key, name if aliases else "") != name:
                 where = f"in {placed[key]!a}" if key in placed else "in none"
                 raise LoadError(f"{path}: the shard {name} holds {key!a}, which its index places {where}.")
         tensors |= held

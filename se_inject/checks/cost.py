@@ -166,6 +166,11 @@ class Measured:
     by_module: dict[str, Cost]
     note: str = ""  # the fallback taken, or numbers that the batch does not divide
 
+    def sites(self, plan: Plan) -> tuple[SiteCost, ...]:
+        """What each insertion of ``plan``, all of which were watched, costs over all its calls; in plan order."""
+        costs = ((d.site.id, self.by_module[d.key]) for d in plan.insertions)
+        return tuple(SiteCost(id, c.parameters, c.macs, c.elementwise, c.activation_bytes) for id, c in costs)
+
 
 def measure(model: nn.Module, example_inputs: Any = None, watch: Collection[str] = ()) -> Measured:
     """Count one forward in eval mode; the model, its mode, buffers and hooks stay as they are.
@@ -215,25 +220,3 @@ def _real_forward(model: nn.Module, inputs: Inputs, watch: Collection[str]) -> t
 def parameters(module: nn.Module) -> int:
     """Numbers in all parameters, shared ones once."""
     return sum(p.numel() for p in module.parameters())
-
-
-def cost(model: nn.Module, example_inputs: Any = None) -> Cost:
-    """Cost of one forward in eval mode, per sample: ``cost(resnet50(), (3, 224, 224)).macs`` is 4,089,184,256.
-
-    Arguments and errors as for ``measure``, which also says whether the numbers come from a fallback.
-    """
-    return measure(model, example_inputs).cost
-
-
-def site_costs(model: nn.Module, example_inputs: Any, plan: Plan) -> tuple[SiteCost, ...]:
-    """What each insertion of ``plan`` costs in the rewritten ``model``, over all its calls; in plan order.
-
-    Parameters, MACs and element-wise ops of all sites add up to ``cost(after) - cost(before)``, exactly. Raises
-    ``PlanMismatchError`` when a planned block is not there.
-    """
-    by_module = measure(model, example_inputs, [d.key for d in plan.insertions]).by_module
-    return tuple(
-        SiteCost(d.site.id, c.parameters, c.macs, c.elementwise, c.activation_bytes)
-        for d in plan.insertions
-        for c in [by_module[d.key]]
-    )

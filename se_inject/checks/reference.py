@@ -20,7 +20,7 @@ from se_inject.guard import eager
 from se_inject.inputs import Inputs, dtype_of, from_shape
 from se_inject.random_state import forked_rng
 from se_inject.trace.calls import graphs_of
-from se_inject.types import Baseline
+from se_inject.types import Baseline, Plan
 
 SAMPLES = 8
 
@@ -54,6 +54,21 @@ def describe(hashes: dict[str, str], probe: tuple[int, ...], outputs: list[torch
     if first.is_complex() or not torch.isfinite(first).all():  # JSON has no NaN
         first = torch.empty(0)
     return Baseline(hashes, probe, tuple(digest(t) for t in outputs), tuple(float(v) for v in first))
+
+
+def probe_of(made: Plan, dtype: torch.dtype) -> Inputs | None:
+    """The probe of a plan: seeded noise of the size that it names."""
+    return _noise(made, made.baseline.probe, dtype)
+
+
+def example_of(made: Plan, dtype: torch.dtype) -> Inputs | None:
+    """The input for which the costs were counted, if it was made from a shape."""
+    return _noise(made, made.inputs.shape, dtype)
+
+
+def _noise(made: Plan, shape: tuple[int, ...], dtype: torch.dtype) -> Inputs | None:
+    kind = made.inputs.kind
+    return from_shape(shape, dtype, made.seed, kind) if shape and kind else None
 
 
 def take(

@@ -3,6 +3,7 @@ described by itself, so that ``verify`` can compare a folder with what went into
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -12,27 +13,27 @@ from se_inject.blocks.make import make_block
 from se_inject.checks import reference as baseline
 from se_inject.checks.verify import absorbed, same
 from se_inject.errors import SpliceError
-from se_inject.inputs import Inputs, dtype_of, from_shape
+from se_inject.inputs import Inputs, dtype_of
 from se_inject.types import Check, Plan, Report
 
 Tensors = dict[str, torch.Tensor]
+Hashes = Mapping[str, str]  # name -> SHA-256, as ``reference.digests`` gives them
 
 
-def up_to_date(report: Report, model: nn.Module, inputs: Inputs | None) -> Report:
+def up_to_date(report: Report, model: nn.Module, inputs: Inputs, hashes: Hashes) -> Report:
     """The report, with what the model is now in its plan if it was trained after the checks, and a line that says so.
 
-    ``inputs``: the example that the blocks were inserted with. Without checks there is nothing to compare with. Raises
-    ``SpliceError`` for a block that is not there any more.
+    ``inputs``: the example that the blocks were inserted with. ``hashes``: of the model's tensors. Without checks there
+    is nothing to compare with. Raises ``SpliceError`` for a block that is not there any more.
     """
     plan = replace(report.plan, trained=None)
     blocks = _blocks(model, plan)
-    moved = [*moved_base(model, plan), *_moved_blocks(blocks)] if plan.baseline.tensors else []
+    moved = [*moved_base(model, plan, hashes), *_moved_blocks(blocks)] if plan.baseline.tensors else []
     if not moved:
         return replace(report, plan=plan)
-    if plan.baseline.probe and inputs is not None:
-        inputs = from_shape(plan.baseline.probe, dtype_of(model), plan.seed, inputs.kind)
-    outputs = baseline.run_forward(model, inputs, False, plan.seed).outputs if inputs is not None else []
-    now = baseline.describe(baseline.digests(model), plan.baseline.probe, outputs)
+    probe = baseline.probe_of(plan, dtype_of(model)) or inputs
+    outputs = baseline.run_forward(model, probe, False, plan.seed).outputs if probe is not None else []
+    now = baseline.describe(dict(hashes), plan.baseline.probe, outputs)
     detail = (
         f"{len(moved)} of {len(now.tensors)} tensors moved since the blocks were inserted; "
         "the checks above are of then, verify compares with what is saved here"
@@ -52,13 +53,13 @@ def unchanged(model: nn.Module, plan: Plan) -> Check:
     return Check("keys", True, f"{len(after)} tensors identical to those saved after training")
 
 
-def moved_base(model: nn.Module, plan: Plan) -> list[str]:
+def moved_base(model: nn.Module, plan: Plan, hashes: Hashes) -> list[str]:
     """Tensors of the original that are not what they were when the blocks were put in; doubled norms count as such."""
-    known, doubled = plan.baseline.tensors, absorbed(plan)
+    known, doubled, state = plan.baseline.tensors, absorbed(plan), model.state_dict()
     return [
         name
-        for name, tensor in model.state_dict().items()
-        if name in known and baseline.digest(tensor * 0.5 if name in doubled else tensor) != known[name]
+        for name, value in hashes.items()
+        if name in known and (baseline.digest(state[name] * 0.5) if name in doubled else value) != known[name]
     ]
 
 

@@ -5,19 +5,23 @@ Exit codes: 0 done, 1 a refusal with one clear line, 2 wrong usage. Nothing heav
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import click
 
 from se_inject._version import __version__
-from se_inject.cli.batch import batch
-from se_inject.cli.convert import convert
-from se_inject.cli.listing import list_
-from se_inject.cli.options import CONTEXT
-from se_inject.cli.parts import Commands
-from se_inject.cli.plan import plan
-from se_inject.cli.remove import remove
-from se_inject.cli.report import report
-from se_inject.cli.sweep import sweep
-from se_inject.cli.verify import verify
+from se_inject.cli.parts import CONTEXT, Commands
+
+COMMANDS = (  # file of this folder : function, in the order in which they are used
+    "convert:convert",
+    "batch:batch",
+    "plan:plan",
+    "sweep:sweep",
+    "verify:verify",
+    "remove:remove",
+    "report:report",
+    "listing:list_",
+)
 
 
 @click.group(cls=Commands, context_settings=CONTEXT)
@@ -33,5 +37,5 @@ def main() -> None:
     """
 
 
-for command in (convert, batch, plan, sweep, verify, remove, report, list_):  # in the order in which they are used
-    main.add_command(command)
+for file, _, function in (line.partition(":") for line in COMMANDS):
+    main.add_command(getattr(import_module(f"{__name__}.{file}"), function))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import click
 
-from se_inject.cli.options import CONTEXT, of_machine, of_model, of_output, output_options
-from se_inject.cli.parts import Command
+from se_inject.cli.options import of_machine, of_model, of_output, output_options
+from se_inject.cli.parts import command
+from se_inject.cli.terminal import Terminal
 
-STEPS = 4  # manifest, hashes, memory, convert
 
-
-@click.command(cls=Command, short_help="Convert the models of a manifest.", context_settings=CONTEXT)
+@command(short_help="Convert the models of a manifest.")
 @click.argument("manifest", type=click.Path(path_type=Path))
 @of_model(
     "--factory",
@@ -45,7 +43,7 @@ STEPS = 4  # manifest, hashes, memory, convert
 @of_output("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the output folders.")
 @of_output("--force", is_flag=True, help="Replace outputs of other weights, rules or versions.")
 @of_output("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
-@output_options
+@output_options(steps=4)  # manifest, hashes, memory, convert
 def batch(
     manifest: Path,
     output: Path,
@@ -57,8 +55,7 @@ def batch(
     ray: str | None,
     force: bool,
     dry_run: bool,
-    as_json: bool,
-    quiet: bool,
+    screen: Terminal,
 ) -> None:
     """Convert every model that MANIFEST names, each into a folder of OUTPUT, with a summary of all.
 
@@ -72,29 +69,28 @@ def batch(
       se-inject batch models.csv -o out --jobs 4 --memory 16GB
       se-inject batch models.jsonl -o out --factory my_models:make_net --dry-run
     """
-    from se_inject.cli.terminal import Terminal
     from se_inject.commands.batch import run as work
     from se_inject.commands.batch.jobs import Options
-    from se_inject.commands.batch.summary import counts
+    from se_inject.commands.batch.summary import counts, failures, headline, to_terminal
     from se_inject.output.weights import parse_size
 
     if ray is not None and (jobs or memory):
         raise click.UsageError("--jobs and --memory are for this machine; with --ray the cluster decides.")
-    with Terminal(quiet=quiet, results=not as_json, steps=STEPS) as screen:
-        rows = work.batch(
-            manifest,
-            output,
-            factories=factories,
-            options=Options(blocks, allow_pickle, force),
-            workers=jobs or 0,
-            memory=parse_size(memory, "--memory"),
-            ray=ray,
-            dry_run=dry_run,
-            screen=screen,
-        )
-        screen.summary(rows)
-    if as_json:
-        found = {"counts": counts(rows), "entries": [dataclasses.asdict(row) for row in rows]}
-        click.echo(json.dumps(found, indent=1))
+    rows = work.batch(
+        manifest,
+        output,
+        factories=factories,
+        options=Options(blocks, allow_pickle, force),
+        workers=jobs or 0,
+        memory=parse_size(memory, "--memory"),
+        ray=ray,
+        dry_run=dry_run,
+        screen=screen,
+    )
+    screen.show(to_terminal, rows)
+    screen.line(headline(rows))
+    if screen.quiet:  # errors are not quiet
+        click.echo("".join(f"{line}\n" for line in failures(rows)), err=True, nl=False)
+    screen.json({"counts": counts(rows), "entries": [dataclasses.asdict(row) for row in rows]})
     if any(row.status == "failed" for row in rows):
         click.get_current_context().exit(1)

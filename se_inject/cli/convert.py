@@ -7,11 +7,13 @@ from typing import Any
 
 import click
 
-from se_inject.cli.options import CONTEXT, model_options, of_output, of_rules, output_options, rule_options
-from se_inject.cli.parts import Command
+from se_inject.cli.options import model_options, of_output, of_rules, output_options, rule_options
+from se_inject.cli.parts import command
+from se_inject.cli.terminal import Terminal
+from se_inject.commands.request import ModelRequest
 
 
-@click.command(cls=Command, short_help="Insert blocks, check, and write the result.", context_settings=CONTEXT)
+@command(short_help="Insert blocks, check, and write the result.")
 @model_options
 @rule_options
 @of_rules("--plan", "plan_file", type=click.Path(path_type=Path), help="Apply this plan.json instead of rules.")
@@ -27,16 +29,15 @@ from se_inject.cli.parts import Command
 @of_output("--max-shard-size", metavar="SIZE", help="Split model.safetensors above this size: 5GB.")
 @of_output("--force", is_flag=True, help="Replace an earlier output.")
 @of_output("--verify/--no-verify", "check", default=True, show_default=True, help="Run the checks.")
-@output_options
+@output_options()
 def convert(
-    model: str,
     output: Path,
+    plan_file: Path | None,
     formats: str,
     max_shard_size: str | None,
     force: bool,
     check: bool,
-    as_json: bool,
-    quiet: bool,
+    screen: Terminal,
     **given: Any,
 ) -> None:
     """Rewrite MODEL with attention blocks in it, check it, and write it with a report.
@@ -50,22 +51,18 @@ def convert(
       se-inject convert my_models:make_net --checkpoint best.safetensors --input-size 3,192,192 -o out
       se-inject convert timm:resnet50 --pretrained --format safetensors,onnx,pt2 -o out
     """
-    from se_inject.cli.terminal import Terminal
     from se_inject.commands import convert as work
+    from se_inject.report.formats import to_json
 
-    with Terminal(quiet=quiet, results=not as_json) as screen:
-        report = work.convert(
-            model,
-            given,
-            output,
-            formats=formats,
-            max_shard_size=max_shard_size,
-            force=force,
-            check=check,
-            screen=screen,
-        )
-        screen.report(report, output)
-    if as_json:
-        from se_inject.report.formats import to_json
-
-        click.echo(to_json(report), nl=False)
+    report = work.convert(
+        ModelRequest.of(**given),
+        output,
+        plan_file=plan_file,
+        formats=formats,
+        max_shard_size=max_shard_size,
+        force=force,
+        check=check,
+        screen=screen,
+    )
+    screen.report(report, output)
+    screen.json(to_json(report))

@@ -1,25 +1,39 @@
-"""The options that commands share, by the heading under which ``--help`` shows them."""
+"""The options that commands share, by the heading under which ``--help`` shows them; those about a model are made from
+the fields of its request."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import click
 from click.shell_completion import CompletionItem
 
 from se_inject.cli.parts import Option
-
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+from se_inject.cli.terminal import Terminal
+from se_inject.commands import request
+from se_inject.commands.request import InputRequest, ModelRequest, RulesRequest
+from se_inject.models.request import WeightsRequest, flag, parse_model_args
+from se_inject.types import InputKind
 
 
 def ratio(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
     if value is not None and not (math.isfinite(value) and value >= 1 / 8):
         raise click.BadParameter(f"{value:g} is not a number from 0.125 on; 16 makes 256 channels 16.")
     return value
+
+
+def parsed(read: Callable[[Any], Any]) -> Callable[..., Any]:
+    """A callback that reads the text of an option."""
+    return lambda ctx, param, value: None if value is None else read(value)
+
+
+def block_args(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, Any]:
+    return parse_model_args(value, "--block-arg", "gate=hardsigmoid")
 
 
 def register(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
@@ -59,80 +73,72 @@ of_model = functools.partial(click.option, cls=Option, section="Model")
 of_rules = functools.partial(click.option, cls=Option, section="Rules")
 of_machine = functools.partial(click.option, cls=Option, section="Machine")
 of_output = functools.partial(click.option, cls=Option, section="Output")
-model_arg = of_model(
-    "--model-arg", "model_arg", multiple=True, metavar="KEY=VALUE", help="Constructor option; repeatable."
-)
-input_options = options(
-    of_model("--input-size", metavar="C,H,W", help="Size of one input; default: the model's own configuration."),
-    of_model(
-        "--input-kind",
-        type=click.Choice(["batch", "list", "pair"]),
-        help="One batch, a list of images (detection), two batches (optical flow); default: what the model takes.",
-    ),
-)
+# The type of a field -> its option, a text where it is not here; what is particular to a field, by its name.
+TYPES: dict[Any, dict[str, Any]] = {
+    bool: {"is_flag": True},
+    int: {"type": int, "show_default": True},
+    int | None: {"type": click.IntRange(min=0)},
+    float | None: {"type": float},
+    Path | None: {"type": click.Path(path_type=Path)},
+    InputKind | None: {"type": click.Choice(get_args(InputKind))},
+    tuple[str, ...]: {"multiple": True},
+    Mapping[str, Any]: {"multiple": True, "callback": parsed(parse_model_args)},
+}
+PARTICULAR: dict[str, dict[str, Any]] = {
+    "input_size": {"callback": parsed(request.sides)},
+    "block_args": {"callback": block_args},
+    "ratio": {"callback": ratio},
+    "stages": {"callback": parsed(lambda text: request.numbers(text, "--stages", "3,4"))},
+    "budget": {"callback": parsed(request.shares)},
+    **{name: {"shell_complete": complete} for name in ("rules", "placement", "block", "init")},
+}
+
+
+def of_fields(part: type, section: str, *names: str) -> Callable[..., Any]:
+    """An option for each of these fields of a part of a request; where none is named, for all that have a sentence."""
+    hints = get_type_hints(part)
+    fields = [f for f in dataclasses.fields(part) if f.metadata and f.name in (names or hints)]
+    return options(*(_of_field(field, hints[field.name], section) for field in fields))
+
+
+def _of_field(field: dataclasses.Field[Any], kind: Any, section: str) -> Callable[..., Any]:
+    names = f"{flag(field)}/--no-{field.name}" if kind == bool | None else flag(field)
+    default = () if field.default is dataclasses.MISSING else field.default
+    asked = {"default": default, **TYPES.get(kind, {}), **PARTICULAR.get(field.name, {})}
+    about = {"help": field.metadata["doc"], "metavar": field.metadata["metavar"]}
+    return click.option(names, field.name, cls=Option, section=section, **asked, **about)
+
+
+input_options = of_fields(InputRequest, "Model")
 model_options = options(
-    click.argument("model", shell_complete=complete),
-    model_arg,
-    of_model("--pretrained", is_flag=True, help="Weights that the library downloads."),
-    of_model(
-        "--checkpoint",
-        type=click.Path(path_type=Path),
-        help="Weights: a torch or safetensors file, an index of shards, or a folder.",
-    ),
-    of_model("--random-init", is_flag=True, help="Random weights, on purpose."),
-    of_model("--allow-missing", multiple=True, metavar="GLOB", help="Keys the checkpoint may lack; repeatable."),
-    of_model("--ema/--no-ema", default=None, help="Averaged or raw weights, where a checkpoint has both."),
-    of_model("--allow-pickle", is_flag=True, help="Run code that the checkpoint names. Only for files you made."),
-    input_options,
+    click.argument("model", shell_complete=complete), of_fields(WeightsRequest, "Model"), input_options
 )
-block_arg = of_rules("--block-arg", multiple=True, metavar="KEY=VALUE", help="Option of the block: gate=hardsigmoid.")
-site_options = options(
-    of_rules("--include", multiple=True, metavar="PATTERN", help="Paths to take: glob, or re:... ; repeatable."),
-    of_rules("--exclude", multiple=True, metavar="PATTERN", help="Paths to leave out; repeatable."),
-    of_rules("--min-channels", type=click.IntRange(min=0), metavar="N", help="Leave out narrower sites."),
-    of_rules("--stages", metavar="N,N", help="Only these stages (1 is the largest resolution)."),
-    of_rules("--budget", metavar="KEY=SHARE", help="Choose sites and ratios under params=2%,macs=1%."),
-    of_rules("--again", is_flag=True, help="Insert at places that are gated already."),
-    of_rules("--seed", type=int, metavar="N", default=0, show_default=True, help="Of new weights and of the probe."),
-)
-rule_options = options(
-    of_rules(
-        "--rules",
-        metavar="FILE|PRESET",
-        shell_complete=complete,
-        help="YAML file of rules, or a preset: `se-inject list presets`.",
-    ),
-    of_rules(
-        "--placement",
-        multiple=True,
-        metavar="NAME",
-        shell_complete=complete,
-        help="auto (default), standard, ...: `se-inject list placements`.",
-    ),
-    of_rules(
-        "--block",
-        metavar="NAME",
-        shell_complete=complete,
-        help="Which block: `se-inject list blocks`, or pkg.mod:Class.  [default: se]",
-    ),
-    block_arg,
-    of_rules("--ratio", type=float, metavar="R", callback=ratio, help="Channels / reduced channels: 16."),
-    of_rules(
-        "--init", metavar="NAME", shell_complete=complete, help="identity (default, bit-equal start), absorb, paper."
-    ),
-    site_options,
-)
+model_args = of_fields(WeightsRequest, "Model", "model_args")
+rule_options = options(of_fields(RulesRequest, "Rules"), of_fields(ModelRequest, "Rules"))
 base_options = options(
     of_model(
         "--model", metavar="MODEL", help="pkg.module:factory of the base model, if it is not from timm or torchvision."
     ),
-    of_model("--model-arg", multiple=True, metavar="KEY=VALUE", help="Its constructor options; repeatable."),
+    model_args,
     of_model(
         "--block", multiple=True, metavar="pkg.mod:Class", expose_value=False, callback=register,
         help="A class that the plan names as a block; repeatable.",
     ),
 )  # fmt: skip
-output_options = options(
-    of_output("--json", "as_json", is_flag=True, help="Print JSON instead of tables."),
-    of_output("-q", "--quiet", is_flag=True, help="Print nothing but errors, and what --json asks for."),
-)
+
+
+def output_options(steps: int = 8) -> Callable[..., Any]:
+    """``--json`` and ``--quiet``. They make the ``screen`` that a command is called with; ``steps`` are what it is told
+    of, the longest: load, plan, reference, cost before, splice, cost after, checks, write."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @of_output("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+        @of_output("-q", "--quiet", is_flag=True, help="Print nothing but errors, and what --json asks for.")
+        @functools.wraps(command)
+        def run(as_json: bool, quiet: bool, **given: Any) -> None:
+            with Terminal(quiet=quiet, as_json=as_json, steps=steps) as screen:
+                command(screen=screen, **given)
+
+        return run
+
+    return decorate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -13,6 +14,8 @@ from typing import Any
 import click
 
 from se_inject.errors import SEInjectError
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 class Option(click.Option):
@@ -35,6 +38,9 @@ class Command(click.Command):
         for title, records in sections.items():
             with formatter.section(title):
                 formatter.write_dl(records)
+
+
+command = functools.partial(click.command, cls=Command, context_settings=CONTEXT)
 
 
 class Commands(click.Group):

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from se_inject.cli.options import CONTEXT, base_options, of_output, output_options
-from se_inject.cli.parts import Command
+from se_inject.cli.options import base_options, of_output, output_options
+from se_inject.cli.parts import command
+from se_inject.cli.terminal import Terminal
 
 
-@click.command(cls=Command, short_help="Take the blocks out of an output folder.", context_settings=CONTEXT)
+@command(short_help="Take the blocks out of an output folder.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @base_options
 @of_output("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @of_output("--force", is_flag=True, help="Replace an earlier output.")
-@output_options
+@output_options()
 def remove(
-    folder: Path, output: Path, model: str | None, model_arg: tuple[str, ...], force: bool, as_json: bool, quiet: bool
+    folder: Path, output: Path, model: str | None, model_args: dict[str, Any], force: bool, screen: Terminal
 ) -> None:
     """Take the blocks out of an output FOLDER again, and write the base model's weights.
 
@@ -26,11 +27,8 @@ def remove(
     Example:
       se-inject remove out -o base
     """
-    from se_inject.cli.terminal import Terminal
     from se_inject.commands import remove as work
 
-    with Terminal(quiet=quiet, results=not as_json) as screen:
-        summary = work.remove(folder, output, model, model_arg, force=force, screen=screen)
-        screen.line(summary["summary"])
-    if as_json:
-        click.echo(json.dumps(summary, indent=1))
+    summary = work.remove(folder, output, model, model_args, force=force, screen=screen)
+    screen.line(summary["summary"])
+    screen.json(summary)

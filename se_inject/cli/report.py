@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from se_inject.cli.options import CONTEXT, of_output, output_options
-from se_inject.cli.parts import Command
+from se_inject.cli.options import of_output, output_options
+from se_inject.cli.parts import command
+from se_inject.cli.terminal import Terminal
 
 
-@click.command(cls=Command, short_help="Show the report of an output folder.", context_settings=CONTEXT)
+@command(short_help="Show the report of an output folder.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @of_output(
     "--format",
@@ -22,10 +23,8 @@ from se_inject.cli.parts import Command
 @of_output("-o", "--output", type=click.Path(path_type=Path), help="Write it to this file; not for the terminal.")
 @of_output("--force", is_flag=True, help="Replace an earlier file.")
 @of_output("--all", "show_all", is_flag=True, help="List every skip, not only their number by reason.")
-@output_options
-def report(
-    folder: Path, kind: str | None, output: Path | None, force: bool, show_all: bool, as_json: bool, quiet: bool
-) -> None:
+@output_options()
+def report(folder: Path, kind: str | None, output: Path | None, force: bool, show_all: bool, screen: Terminal) -> None:
     """Show the report of an output FOLDER.
 
     \b
@@ -35,21 +34,17 @@ def report(
       se-inject report out --format html -o report.html
       se-inject report out --json | jq .after.parameters
     """
-    from se_inject.cli.terminal import Terminal
     from se_inject.commands import report as work
 
-    if as_json and kind not in (None, "json"):
+    if screen.as_json and kind not in (None, "json"):
         raise click.UsageError(f"--json is --format json; --format {kind} cannot be given with it.")
-    kind = "json" if as_json else kind or "terminal"
+    kind = "json" if screen.as_json else kind or "terminal"
     if output is not None and kind == "terminal":
         raise click.UsageError("-o goes with --format md, json or html.")
-    with Terminal(quiet=quiet) as screen:
-        if output is not None:
-            work.write_report(folder, kind, output, force=force)
-            screen.line(f"Written to {output}")
-            return
-        found = work.read_report(folder)
-        if kind == "terminal":
-            screen.report(found, None, show_all=show_all)
-            return
-    click.echo(work.RENDERERS[kind](found), nl=False)
+    if output is not None:
+        work.write_report(folder, kind, output, force=force)
+        screen.line(f"Written to {output}")
+    elif kind == "terminal":
+        screen.report(work.read_report(folder), None, show_all=show_all)
+    else:
+        screen.write(work.RENDERERS[kind](work.read_report(folder)))

@@ -6,36 +6,33 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.filesize import decimal
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
+import click
 
-from se_inject.types import Check, Plan, Report
+from se_inject.types import Report
 
 if TYPE_CHECKING:
-    from se_inject.commands.batch.summary import Row as BatchRow
-    from se_inject.commands.sweep.rows import Row as SweepRow
-    from se_inject.search.explain import Explanation
-
-STEPS = 8  # of the longest command: load, plan, reference, cost before, splice, cost after, checks, write
+    from rich.console import Console
 
 
 class Terminal:
-    """A context that shows progress, when standard error is a terminal, and prints ``results`` unless ``quiet``."""
+    """A context that shows progress, when standard error is a terminal, and prints results unless ``quiet``; with
+    ``as_json`` their data alone, in any case."""
 
-    def __init__(self, *, quiet: bool = False, results: bool = True, steps: int = STEPS) -> None:
-        self.quiet = quiet
-        self.results = results and not quiet
+    def __init__(self, *, quiet: bool = False, as_json: bool = False, steps: int = 1) -> None:
+        from rich.console import Console  # here, since the names of options are told without it
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self.quiet, self.as_json = quiet, as_json
+        self.results = not (quiet or as_json)
         self.out = Console(file=sys.stdout, highlight=False)
         self.err = Console(file=sys.stderr, highlight=False)
         self.progress = Progress(
@@ -69,101 +66,87 @@ class Terminal:
         self.steps += 1
         self.began = time.monotonic()
 
+    def seconds(self) -> float:
+        """Since the step began."""
+        return time.monotonic() - self.began
+
     def advance(self, done: int, total: int, unit: str) -> None:
         """How far the step is, with its rate; ``unit`` is what is counted, ``B`` for bytes."""
-        amount = amount_text(done, total, unit, time.monotonic() - self.began)
+        amount = amount_text(done, total, unit, self.seconds())
         self.progress.update(self.task, completed=self.steps - 1 + done / max(total, 1), amount=amount)
 
     def line(self, text: str) -> None:
         if self.results:
-            self._print(Text(text))
+            self.progress.stop()
+            self.out.print(_text(text), soft_wrap=True)
+
+    def json(self, data: Any) -> None:
+        """The result as JSON, where that is asked for; a text is JSON already."""
+        if self.as_json:
+            self.write(data if isinstance(data, str) else json.dumps(data, indent=1) + "\n")
+
+    def write(self, text: str) -> None:
+        self.progress.stop()
+        click.echo(text, file=self.out.file, nl=False)
 
     def warn(self, text: str) -> None:
         if not self.quiet:
-            self.err.print(Text(text, "yellow"), soft_wrap=True)
+            self.err.print(_text(text, "yellow"), soft_wrap=True)
 
-    def plan(self, made: Plan, *, show_all: bool = False) -> None:
-        from se_inject.report.text import render_plan
+    def note(self, text: str) -> None:
+        """What is of this run alone, and no result."""
+        if not self.quiet:
+            self.err.print(_text(text, "dim"))
 
+    def show(self, render: Callable[..., None], what: Any, **options: Any) -> None:
+        """A result, by a function that prints it on a console."""
         if self.results:
             self.progress.stop()
-            render_plan(made, self.out, all=show_all)
+            render(what, self.out, **options)
 
     def report(self, found: Report, output: Path | None, *, show_all: bool = False) -> None:
         from se_inject.report.text import to_terminal
 
-        if not self.results:
-            return
-        self.progress.stop()
-        to_terminal(found, self.out, all=show_all)
+        self.show(to_terminal, found, all=show_all)
         if output is not None:
-            names = ", ".join(sorted(path.name for path in output.iterdir()))
-            self._print(Text(f"Written to {output}: {names}"))
-
-    def checks(self, checks: tuple[Check, ...]) -> None:
-        from se_inject.report.text import render_checks
-
-        if self.results:
-            self.progress.stop()
-            render_checks(checks, self.out)
-
-    def sweep(self, rows: Sequence[SweepRow], *, show_all: bool = False) -> None:
-        """The costs; and on standard error, since it is of this run alone, how fast they came."""
-        from se_inject.commands.sweep.table import render, speed
-
-        self.progress.stop()
-        if self.results:
-            render(rows, self.out, all=show_all)
-        if not self.quiet:
-            self.err.print(Text(speed(rows, time.monotonic() - self.began), "dim"))
-
-    def summary(self, rows: tuple[BatchRow, ...]) -> None:
-        from se_inject.commands.batch.summary import failures, headline, to_terminal
-
-        if self.results:
-            self.progress.stop()
-            to_terminal(rows, self.out)
-            self._print(Text(headline(rows)))
-        elif self.quiet:  # errors are not quiet
-            for line in failures(rows):
-                self.err.print(Text(line), soft_wrap=True)
-
-    def explanation(self, found: Explanation) -> None:
-        from se_inject.report.explain import render
-
-        if self.results:
-            self.progress.stop()
-            render(found, self.out)
+            self.line(f"Written to {output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
 
     def table(self, rows: list[dict[str, str]]) -> None:
         """A list when there is one column, a table when there are two, else a paragraph for each row."""
-        if not self.results:
-            return
         columns = list(rows[0])
         if len(columns) == 1:
             for row in rows:
-                self._print(Text(row[columns[0]]))
-            return
-        if len(columns) > 2:
+                self.line(row[columns[0]])
+        elif len(columns) == 2:
+            self.show(_two_columns, rows)
+        else:
             for i, row in enumerate(rows):
                 if i:
-                    self._print(Text())
+                    self.line("")
                 self.table([{columns[0]: name, row[columns[0]]: row[name]} for name in columns[1:]])
-            return
-        table = Table(box=None, pad_edge=False)
-        for i, name in enumerate(rows[0]):
-            table.add_column(name, overflow="fold", style="bold" if i == 0 else "")
-        for row in rows:
-            table.add_row(*(Text(value) for value in row.values()))
-        self._print(table)
 
-    def _print(self, what: Any) -> None:
-        self.progress.stop()
-        self.out.print(what, soft_wrap=isinstance(what, Text))
+
+def _text(text: str, style: str = "") -> Any:
+    from rich.text import Text
+
+    return Text(text, style)
+
+
+def _two_columns(rows: list[dict[str, str]], console: Console) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name, style in zip(rows[0], ("bold", ""), strict=True):
+        table.add_column(name, overflow="fold", style=style)
+    for row in rows:
+        table.add_row(*map(_text, row.values()))
+    console.print(table)
 
 
 def amount_text(done: int, total: int, unit: str, seconds: float) -> str:
     """``12 of 40 models, 3.1/s, 0:00:09 left``; bytes in the units people read. No rate before there is one."""
+    from rich.filesize import decimal
+
     rate = done / seconds if seconds > 0 else 0.0
     if unit == "B":
         text, speed = f"{decimal(done)} of {decimal(total)}", decimal(int(rate))

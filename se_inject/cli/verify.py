@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from se_inject.cli.options import CONTEXT, base_options, of_model, output_options
-from se_inject.cli.parts import Command
+from se_inject.cli.options import base_options, of_model, output_options
+from se_inject.cli.parts import command
+from se_inject.cli.terminal import Terminal
 
 
-@click.command(cls=Command, short_help="Check an output folder again.", context_settings=CONTEXT)
+@command(short_help="Check an output folder again.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @base_options
 @of_model("--run-pt2", is_flag=True, help="Load and run model.pt2, which can run code. Only for files you made.")
-@output_options
-def verify(
-    folder: Path, model: str | None, model_arg: tuple[str, ...], run_pt2: bool, as_json: bool, quiet: bool
-) -> None:
+@output_options()
+def verify(folder: Path, model: str | None, model_args: dict[str, Any], run_pt2: bool, screen: Terminal) -> None:
     """Check an output FOLDER again, without the original: hashes, outputs on the probe, blocks, cost, each format.
 
     \b
@@ -27,12 +26,10 @@ def verify(
       se-inject verify out --model my_models:make_net
     """
     from se_inject.checks.verify import require
-    from se_inject.cli.terminal import Terminal
     from se_inject.commands import verify as work
+    from se_inject.report.text import render_checks
 
-    with Terminal(quiet=quiet, results=not as_json) as screen:
-        checks = work.verify(folder, model, model_arg, trusted=run_pt2, screen=screen)
-        screen.checks(checks)
-    if as_json:
-        click.echo(json.dumps([vars(check) for check in checks], indent=1))
+    checks = work.verify(folder, model, model_args, trusted=run_pt2, screen=screen)
+    screen.show(render_checks, checks)
+    screen.json([vars(check) for check in checks])
     require(checks)

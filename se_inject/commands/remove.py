@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from se_inject.checks import reference as baseline
-from se_inject.commands.folder import open_folder, trusting
-from se_inject.commands.screen import Screen
+from se_inject.commands.model import Screen, open_folder, trusting
 from se_inject.output.atomic import check_output, write
 from se_inject.output.names import TENSORS
 from se_inject.output.weights import weights_files
@@ -16,17 +15,16 @@ from se_inject.surgery import splice
 
 
 def remove(
-    folder: Path, output: Path, spec: str | None, model_arg: Iterable[str], *, force: bool, screen: Screen
+    folder: Path, output: Path, base: str | None, model_args: Mapping[str, Any], *, force: bool, screen: Screen
 ) -> dict[str, Any]:
     """Write the base model's weights from an output folder."""
     files = [folder]
     check_output(output, force=force, inputs=files)
     screen.step("load")
     with trusting(folder):
-        model, made = open_folder(folder, spec, model_arg)
+        model, made = open_folder(folder, base, model_args)
         screen.step("remove")
-        base = splice.remove(model, inplace=True)
-    state = base.state_dict()
+        state = splice.remove(model, inplace=True).state_dict()
     same = sum(baseline.digest(t) == made.baseline.tensors.get(name) for name, t in state.items())
     write(output, weights_files(state, advance=screen.advance), force=force, inputs=files)
     total = len(state)

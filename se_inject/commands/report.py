@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from se_inject.commands.outputs import check_file, write_file
+from se_inject.commands.files import check_file, write_file
 from se_inject.errors import LoadError
 from se_inject.hashing import sha256
 from se_inject.output.names import HTML, MARKDOWN, REPORT

@@ -1,113 +1,103 @@
-"""What the options of the command line say: rules, inputs, weights."""
+"""What is asked of a command about a model, as data: by the command line, by a line of a manifest, or in Python.
+
+Every default, and every sentence of ``--help`` on these options, stands here or in ``WeightsRequest``, once.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-import torch
-
-from se_inject.commands.screen import Screen
-from se_inject.errors import RulesError, TraceError
-from se_inject.inputs import Inputs, dtype_of, from_shape
-from se_inject.models.loading import Loaded, blocked_globals, load_model, parse_model_args
-from se_inject.rules.schema import read
-
-T = TypeVar("T")
+from se_inject.errors import RulesError
+from se_inject.models.request import WeightsRequest, flag, option
+from se_inject.types import InputKind
 
 LARGEST_INPUT = 1 << 28  # values of one sample: 1 GiB
 
-DEFAULTS: dict[str, Any] = {  # of all options, for commands and callers that do not offer some
-    **dict.fromkeys(("model_arg", "allow_missing", "placement", "block_arg", "include", "exclude"), ()),
-    **dict.fromkeys(("pretrained", "random_init", "allow_pickle", "again"), False),
-    **dict.fromkeys(("checkpoint", "ema", "input_size", "input_kind", "plan_file"), None),
-    **dict.fromkeys(("rules", "block", "ratio", "init", "min_channels", "stages", "budget"), None),
-    "seed": 0,
-}
-RULE_OPTIONS = (
-    "rules", "placement", "block", "block_arg", "ratio", "init", "include", "exclude", "min_channels", "stages",
-    "budget", "again",
-)  # fmt: skip
+AXES = ("rules", "placement", "block", "ratio", "init")  # of which a sweep takes several values
 
 
-def rules_from(given: Mapping[str, Any]) -> Any:
-    """Rules from a file, with the options of the command line over it."""
-    rules = read(given["rules"])
-    block = dict(rules.block)
-    if given["block"]:
-        block = {"name": given["block"]}
-    block |= parse_model_args(given["block_arg"], "--block-arg", "gate=hardsigmoid")
-    changes: dict[str, Any] = {"block": block} if block else {}
-    for name in ("placement", "ratio", "init", "include", "exclude", "min_channels", "again"):
-        if given[name]:
-            changes[name] = given[name]
-    if given["budget"]:
-        changes["budget"] = dict(part.partition("=")[::2] for part in given["budget"].split(","))
-    if given["stages"]:
-        changes["stages"] = _numbers(given["stages"], "--stages", "3,4")
-    checked = read(dict(changes))  # the same checks as for a file
-    return replace(rules, **{name: getattr(checked, name) for name in changes})
+@dataclass(frozen=True)
+class InputRequest:
+    """What the model is run on."""
+
+    input_size: tuple[int, ...] | None = option(
+        None, "Size of one input; default: the model's own configuration.", "C,H,W"
+    )
+    input_kind: InputKind | None = option(
+        None, "One batch, a list of images (detection), two batches (optical flow); default: what the model takes."
+    )
 
 
-def _numbers(text: str, option: str, example: str) -> tuple[int, ...]:
+@dataclass(frozen=True)
+class RulesRequest:
+    """Rules, and what is changed in them."""
+
+    rules: Any = option(  # in Python and manifests also a mapping, or rules that are read already
+        None, "YAML file of rules, or a preset: `se-inject list presets`.", "FILE|PRESET"
+    )
+    placement: tuple[str, ...] = option((), "auto (default), standard, ...: `se-inject list placements`.", "NAME")
+    block: str | None = option(None, "Which block: `se-inject list blocks`, or pkg.mod:Class.  [default: se]", "NAME")
+    block_args: Mapping[str, Any] = option(dict, "Option of the block: gate=hardsigmoid.", "KEY=VALUE", "--block-arg")
+    ratio: float | None = option(None, "Channels / reduced channels: 16.", "R")
+    init: str | None = option(None, "identity (default, bit-equal start), absorb, paper.", "NAME")
+    include: tuple[str, ...] = option((), "Paths to take: glob, or re:... ; repeatable.", "PATTERN")
+    exclude: tuple[str, ...] = option((), "Paths to leave out; repeatable.", "PATTERN")
+    min_channels: int | None = option(None, "Leave out narrower sites.", "N")
+    stages: tuple[int, ...] | None = option(None, "Only these stages (1 is the largest resolution).", "N,N")
+    budget: Mapping[str, Any] | None = option(None, "Choose sites and ratios under params=2%,macs=1%.", "KEY=SHARE")
+    again: bool = option(False, "Insert at places that are gated already.")
+
+    def asked(self) -> list[str]:
+        """The options that say something."""
+        return [flag(field) for field in fields(self) if getattr(self, field.name)]
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """A model with its weights, what it is run on, and which blocks it is to get."""
+
+    weights: WeightsRequest
+    inputs: InputRequest = field(default_factory=InputRequest)
+    rules: RulesRequest = field(default_factory=RulesRequest)
+    seed: int = option(0, "Of new weights and of the probe.", "N")
+
+    @classmethod
+    def of(cls, **values: Any) -> ModelRequest:
+        """From values by the names of the fields of all parts; a name that no part has is a ``TypeError``.
+
+        >>> ModelRequest.of(model="timm:resnet18", random_init=True, placement=("standard",)).weights.random_init
+        True
+        """
+        parts = {"weights": WeightsRequest, "inputs": InputRequest, "rules": RulesRequest}
+        made = {
+            name: part(**{f.name: values.pop(f.name) for f in fields(part) if f.name in values})
+            for name, part in parts.items()
+        }
+        return cls(**made, **values)
+
+
+def numbers(text: str, option: str, example: str) -> tuple[int, ...]:
+    """``3,4`` or ``3x4`` as whole numbers above 0. Raises ``RulesError`` that shows the ``option`` with an example."""
     try:
-        numbers = tuple(int(part) for part in text.replace("x", ",").split(","))
+        found = tuple(int(part) for part in text.replace("x", ",").split(","))
     except ValueError:
-        numbers = ()
-    if not numbers or min(numbers) < 1:
+        found = ()
+    if not found or min(found) < 1:
         raise RulesError(f"{option} {text!r}: expected whole numbers above 0, such as {option} {example}.")
-    return numbers
+    return found
 
 
-def inputs_from(given: Mapping[str, Any], loaded: Loaded) -> Inputs | tuple[int, ...] | None:
-    """The example inputs: of the size and the kind that were asked for, or that are the model's own."""
-    text, kind = given["input_size"], given["input_kind"] or loaded.input_kind
-    size = size_from(text) if text else loaded.input_size
-    if size is None:
-        if kind != "batch":
-            raise RulesError(f"--input-kind {kind} needs the size of one image: give --input-size, such as 3,224,224.")
-        return None  # the model's own configuration may tell
-    return size if kind == "batch" else from_shape(size, dtype_of(loaded.model), given["seed"], kind)
-
-
-def size_from(text: str) -> tuple[int, ...]:
+def sides(text: str) -> tuple[int, ...]:
     """The sides in ``--input-size``. Raises ``RulesError``."""
-    size = _numbers(text, "--input-size", "3,224,224")
+    size = numbers(text, "--input-size", "3,224,224")
     if math.prod(size) > LARGEST_INPUT:
         raise RulesError(f"--input-size {text}: {math.prod(size):,} values, more than {LARGEST_INPUT:,}.")
     return size
 
 
-def load(spec: str, given: Mapping[str, Any], screen: Screen, *, weights_needed: bool) -> Loaded:
-    screen.step("load")
-    if given["allow_pickle"] and given["checkpoint"] is not None:
-        names = blocked_globals(given["checkpoint"])
-        if names:
-            screen.warn(f"--allow-pickle: {given['checkpoint'].name} runs {', '.join(names)}")
-    torch.manual_seed(given["seed"])  # random weights come from the global generator
-    return load_model(
-        spec,
-        model_args=parse_model_args(given["model_arg"]),
-        pretrained=given["pretrained"],
-        checkpoint=given["checkpoint"],
-        random_init=given["random_init"],
-        allow_missing=given["allow_missing"],
-        allow_factory=True,
-        allow_pickle=given["allow_pickle"],
-        ema=given["ema"],
-        weights_needed=weights_needed,
-    )
-
-
-def without_weights(spec: str, given: Mapping[str, Any], screen: Screen, look: Callable[[Loaded], T]) -> T:
-    """What ``look`` finds in a model that holds no data; where its forward needs numbers (NMS, data-dependent shapes),
-    in one with random weights."""
-    loaded = load(spec, given, screen, weights_needed=False)
-    try:
-        return look(loaded)
-    except TraceError:
-        if loaded.source["weights"] != "none":
-            raise
-        return look(load(spec, {**given, "random_init": True}, screen, weights_needed=False))
+def shares(text: str) -> dict[str, str]:
+    """``params=2%,macs=1%`` as a mapping, which rules check."""
+    return dict(part.partition("=")[::2] for part in text.split(","))

@@ -80,12 +80,7 @@ def realise(
     try:
         progress("cost after")
         measured = measure(result, inputs, [d.key for d in made.insertions])
-        after = measured.cost
-        sites = tuple(
-            SiteCost(d.site.id, c.parameters, c.macs, c.elementwise, c.activation_bytes)
-            for d in made.insertions
-            for c in [measured.by_module[d.key]]
-        )
+        after, sites = measured.cost, measured.sites(made)
         checks: tuple[Check, ...] = ()
         if check:
             progress("checks")

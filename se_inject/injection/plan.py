@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from se_inject.surgery import splice
 from se_inject.surgery.fingerprint import fingerprint
 from se_inject.trace.calls import Trace
 from se_inject.trace.record import trace, uncollected
-from se_inject.types import Plan
+from se_inject.types import Cost, Plan
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,31 @@ class Planned:
     inputs: Inputs
 
 
-def survey(
-    model: nn.Module, example_inputs: Any, placements: Collection[str], seed: int
-) -> tuple[Trace, Found, Inputs]:
+@dataclass(frozen=True)
+class Survey:
+    """A model's trace and the sites in it; what its forward costs, and blocks would, is measured when asked, once."""
+
+    model: nn.Module
+    trace: Trace
+    found: Found
+    inputs: Inputs
+
+    @cached_property
+    def base(self) -> Cost:
+        return measure(self.model, self.inputs).cost
+
+    @cached_property
+    def price(self) -> budget.Price:
+        return pricing(self.found, self.inputs)
+
+
+def survey(model: nn.Module, example_inputs: Any, placements: Collection[str], seed: int) -> Survey:
     """Record one forward and find every site of the placements in it."""
     inputs = resolve(model, example_inputs, seed=seed)
     with uncollected():
         recorded = trace(model, inputs)
-        return recorded, train_only(recorded, find_sites(recorded, placements), placements), inputs
+        found = train_only(recorded, find_sites(recorded, placements), placements)
+        return Survey(model, recorded, found, inputs)
 
 
 def make_plan(
@@ -60,12 +77,11 @@ def make_plan(
     """Survey the model and decide by ``rules``."""
     parsed = read(rules)
     surveyed = survey(model, example_inputs, needed(parsed.placement), seed)
-    return decided(model, surveyed, parsed, seed=seed, name=name, model_args=model_args)
+    return decided(surveyed, parsed, seed=seed, name=name, model_args=model_args)
 
 
 def decided(
-    model: nn.Module,
-    surveyed: tuple[Trace, Found, Inputs],
+    surveyed: Survey,
     rules: Any,
     *,
     seed: int = 0,
@@ -73,13 +89,13 @@ def decided(
     model_args: dict[str, Any] | None = None,
 ) -> Planned:
     """Decide by ``rules`` on what a survey found, which may be more than they ask for."""
-    (recorded, found, inputs), parsed = surveyed, read(rules)
-    sites = tuple(site for site in found.sites if site.placement in needed(parsed.placement))
+    model, parsed = surveyed.model, read(rules)
+    sites = tuple(site for site in surveyed.found.sites if site.placement in needed(parsed.placement))
     half = dtype_of(model) == torch.float16
     made = Plan(
         model=name or f"{type(model).__module__}.{type(model).__qualname__}",
         model_args=model_args or {},
-        inputs=inputs.describe(),
+        inputs=surveyed.inputs.describe(),
         fingerprint=fingerprint(model),
         rules=to_plain(parsed),
         seed=seed,
@@ -87,25 +103,25 @@ def decided(
             sites,
             parsed,
             half=half,
-            budget=_budget(model, found, inputs, parsed),
-            free=partial(is_free, recorded.root),
+            budget=_budget(surveyed, parsed),
+            free=partial(is_free, surveyed.trace.root),
         ),
-        notes=tuple(recorded.notes),
+        notes=tuple(surveyed.trace.notes),
     )
-    return Planned(made, recorded, found, inputs)
+    return Planned(made, surveyed.trace, surveyed.found, surveyed.inputs)
 
 
-def _budget(model: nn.Module, found: Found, inputs: Inputs, rules: Rules) -> Budget | None:
+def _budget(surveyed: Survey, rules: Rules) -> Budget | None:
     """What chooses under the budget of the rules, with the cost of each block measured at its site."""
     if not rules.budget:
         return None
-    return partial(budget.choose, budget=rules.budget, base=measure(model, inputs).cost, price=pricing(found, inputs))
+    return partial(budget.choose, budget=rules.budget, base=surveyed.base, price=surveyed.price)
 
 
 def follow_plan(model: nn.Module, example_inputs: Any, made: Plan) -> Planned:
     """Survey the model for a plan that was made before; no rules. Raises ``PlanMismatchError``."""
     splice.require_fingerprint(model, made)
-    recorded, found, inputs = survey(model, example_inputs, {d.site.placement for d in made.decisions}, made.seed)
-    if lost := [d.site.id for d in made.insertions if d.site.id not in found.places]:
+    surveyed = survey(model, example_inputs, {d.site.placement for d in made.decisions}, made.seed)
+    if lost := [d.site.id for d in made.insertions if d.site.id not in surveyed.found.places]:
         raise PlanMismatchError(f"the plan inserts at {lost[0]}, where this model has no site. Make the plan again.")
-    return Planned(made, recorded, found, inputs)
+    return Planned(made, surveyed.trace, surveyed.found, surveyed.inputs)

@@ -7,22 +7,22 @@ tensors that are mapped from the file.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from se_inject.checkpoints.checkpoint import blocked_globals, read_state_dict
+from se_inject.checkpoints.checkpoint import read_state_dict
 from se_inject.checkpoints.wrappers import match_keys
 from se_inject.errors import LoadError
 from se_inject.hashing import sha256
 from se_inject.models.assign import assign, build_empty, lacks_values
 from se_inject.models.remap import remap
-from se_inject.models.zoos import build_model, input_kind, input_size, parse_model_args, weights_name
+from se_inject.models.request import WeightsRequest
+from se_inject.models.zoos import build_model, input_kind, input_size, weights_name
 from se_inject.types import InputKind
-
-__all__ = ["Loaded", "blocked_globals", "build_model", "load_model", "parse_model_args", "read_state_dict"]
 
 
 @dataclass(frozen=True)
@@ -37,54 +37,37 @@ class Loaded:
     input_kind: InputKind = "batch"  # one of inputs.KINDS
 
 
-def load_model(
-    spec: str,
-    *,
-    model_args: dict[str, Any] | None = None,
-    pretrained: bool = False,
-    checkpoint: str | os.PathLike[str] | None = None,
-    random_init: bool = False,
-    allow_missing: Sequence[str] = (),
-    allow_factory: bool = False,
-    allow_pickle: bool = False,
-    ema: bool | None = None,
-    weights_needed: bool = True,
-) -> Loaded:
-    """The model that ``spec`` names, with the weights that were asked for, in eval mode.
+def load_model(request: WeightsRequest, *, allow_factory: bool = False, weights_needed: bool = True) -> Loaded:
+    """The model that is asked for, with its weights, in eval mode.
 
-    Exactly one of ``pretrained``, ``checkpoint`` and ``random_init``; with ``weights_needed=False`` none is fine, and
-    the model then holds no data where it can be built so.
+    ``allow_factory`` permits ``pkg.module:factory``, which imports and runs code. With ``weights_needed=False`` no
+    source of weights need be named, and the model then holds no data where it can be built so. Random weights come from
+    torch's global generator: seed it before. Before ``allow_pickle``, show ``blocked_globals(checkpoint)``. Raises
+    ``LoadError``.
 
-    Args:
-        spec: ``timm:NAME``, ``torchvision:NAME`` or, with ``allow_factory``, ``pkg.module:factory``.
-        model_args: constructor arguments, such as ``{"num_classes": 10}``.
-        checkpoint: a torch.save or safetensors file, an index of shards, or a folder with one of these.
-        allow_missing: globs of keys that the checkpoint may lack; the constructor's values stay there.
-        allow_factory: permit ``pkg.module:factory``, which imports and runs code.
-        allow_pickle: run what the checkpoint names beyond weights; show ``blocked_globals(checkpoint)`` before.
-        ema: averaged (True) or raw (False) weights of a checkpoint that has both.
-
-    Random weights come from torch's global generator: seed it before. Raises ``LoadError``.
-
-    >>> load_model("timm:resnet18", random_init=True).input_size
+    >>> load_model(WeightsRequest("timm:resnet18", random_init=True)).input_size
     (3, 224, 224)
     """
-    args = dict(model_args or {})
-    asked = {"--pretrained": pretrained, "--checkpoint": checkpoint is not None, "--random-init": random_init}
+    spec, args = request.model, dict(request.model_args)
+    asked = {
+        "--pretrained": request.pretrained,
+        "--checkpoint": request.checkpoint is not None,
+        "--random-init": request.random_init,
+    }
     _one_of([name for name, given in asked.items() if given], list(asked), weights_needed)
-    if checkpoint is None and (allow_missing or ema is not None):
+    if request.checkpoint is None and (request.allow_missing or request.ema is not None):
         raise LoadError("--allow-missing, --ema and --no-ema are about a --checkpoint, and none is given.")
 
     def build() -> nn.Module:
-        return build_model(spec, args, pretrained=pretrained, allow_factory=allow_factory)
+        return build_model(spec, args, pretrained=request.pretrained, allow_factory=allow_factory)
 
     source: dict[str, Any]
-    if checkpoint is not None:
-        model, source = _with_checkpoint(spec, build, checkpoint, allow_missing, allow_pickle, ema)
-    elif pretrained:
+    if request.checkpoint is not None:
+        model, source = _with_checkpoint(request, build, request.checkpoint)
+    elif request.pretrained:
         model = build()
         source = {"weights": "pretrained", "name": weights_name(spec, model) or "as the factory returned them"}
-    elif random_init:
+    elif request.random_init:
         model, source = build(), {"weights": "random-init"}
     else:
         model, source = build_empty(build), {"weights": "none"}
@@ -99,20 +82,15 @@ def _one_of(given: list[str], options: list[str], needed: bool) -> None:
 
 
 def _with_checkpoint(
-    spec: str,
-    build: Callable[[], nn.Module],
-    path: str | os.PathLike[str],
-    allow_missing: Sequence[str],
-    allow_pickle: bool,
-    ema: bool | None,
+    request: WeightsRequest, build: Callable[[], nn.Module], path: Path
 ) -> tuple[nn.Module, dict[str, Any]]:
-    content = read_state_dict(path, allow_pickle=allow_pickle, ema=ema)
+    content = read_state_dict(path, allow_pickle=request.allow_pickle, ema=request.ema)
     model = build_empty(build)
     keys = match_keys(content.tensors, content.versions, model.state_dict().keys(), what=str(path))
-    keys, remapped = remap(spec, model, keys)
+    keys, remapped = remap(request.model, model, keys)
     if lacks_values(model, keys.tensors):
         model = build()
-    fit = assign(model, keys, allow_missing, what=str(path))
+    fit = assign(model, keys, request.allow_missing, what=str(path))
     relaid = _contiguous(model)
     return model, {
         "weights": "checkpoint",

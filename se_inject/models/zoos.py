@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import functools
 import inspect
-import keyword
 import os
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -31,41 +29,6 @@ TORCHVISION_KINDS: dict[str, tuple[InputKind, tuple[int, ...]]] = {
     "detection": ("list", (3, 224, 224)),
     "optical_flow": ("pair", (3, 128, 128)),
 }
-
-
-def parse_model_args(pairs: Iterable[str], what: str = "model arg", example: str = "num_classes=10") -> dict[str, Any]:
-    """Constructor arguments from ``name=value`` texts; ``what`` they are called in a refusal, with an ``example``.
-
-    A value is read as a Python literal (``10``, ``True``, ``(3, 224)``, ``None``), else as a string. Raises
-    ``LoadError`` for a text without ``=``, an impossible or repeated name, ``true``/``false``, and an open bracket.
-
-    >>> parse_model_args(["num_classes=10", "model_name=efficientnet-lite0"])
-    {'num_classes': 10, 'model_name': 'efficientnet-lite0'}
-    """
-    args: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise LoadError(f"{what} {pair!r}: expected NAME=VALUE, such as {example}.")
-        if not name.isidentifier() or keyword.iskeyword(name):
-            raise LoadError(f"{what} {pair!r}: {name!r} is not the name of an argument; write NAME=VALUE.")
-        if name in args:
-            raise LoadError(f"{what} {name!r} is given twice.")
-        args[name] = _literal(f"{what} {name}", name, text.strip())
-    return args
-
-
-def _literal(what: str, name: str, text: str) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)
-            return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        if text.lower() in ("true", "false"):
-            raise LoadError(f"{what}={text}: write {name}={text.capitalize()}.") from None
-        if text[:1] in tuple("([{'\""):
-            raise LoadError(f"{what}={text}: not a Python literal; check brackets and quotes.") from None
-        return text
 
 
 def build_model(

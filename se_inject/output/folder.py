@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,13 @@ def save(
     force: bool = False,
     source: dict[str, Any] | None = None,
     inputs: Sequence[Path] = (),
+    hashes: Mapping[str, str] | None = None,
     advance: Callable[[int, int, str], None] = lambda done, total, unit: None,
 ) -> Report:
     """Write the folder, and return the report with the checks of what was read back and the list of files.
 
-    ``advance`` hears how many bytes of the weights are written, of how many.
+    ``hashes``: of the model's tensors, where they are known. ``advance`` hears how many bytes of the weights are
+    written, of how many.
     """
     from se_inject.report import formats as renderers
     from se_inject.report.html.page import to_html
@@ -52,7 +54,9 @@ def save(
     check_output(out, force=force, inputs=inputs)  # before an export that takes long
     plan, report = injection.plan, replace(injection.report, source=source or {})
     limit = parse_size(max_shard_size)
-    subject = Subject(plan, injection.inputs, injection.model, injection.base, max_shard_size=limit, advance=advance)
+    subject = Subject(
+        plan, injection.inputs, injection.model, injection.base, hashes, max_shard_size=limit, advance=advance
+    )
     wanted = [FORMATS[name] for name in format_names(formats)]
     files: dict[str, Content] = {}
     for format in wanted:

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 
-from se_inject.errors import LoadError, WriteError
-from se_inject.json_strict import read_json
+from se_inject.checkpoints.shards import read_index, read_shards
+from se_inject.errors import WriteError
 from se_inject.output.names import TENSORS
 from se_inject.output.tensors import distinct, read_tensors, tensors_writer
 
 WHOLE, INDEX = TENSORS, f"{TENSORS}.index.json"
-SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
+SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")  # as they are written here
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -89,31 +89,11 @@ def shard_names(folder: Path) -> list[str]:
         return [WHOLE]
     if not (folder / INDEX).is_file():
         return []
-    return [*sorted(set(_weight_map(folder).values())), INDEX]
+    return [*sorted(set(read_index(folder / INDEX).values())), INDEX]
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The state dict that the files of ``weights_files`` hold, mapped from them. Raises ``LoadError``."""
     if (folder / WHOLE).is_file() or not (folder / INDEX).is_file():
         return read_tensors(folder / WHOLE)
-    weight_map = _weight_map(folder)
-    tensors: dict[str, torch.Tensor] = {}
-    for shard in sorted(set(weight_map.values())):
-        found = read_tensors(folder / shard)
-        if twice := sorted(tensors.keys() & found.keys()):
-            raise LoadError(f"{folder / shard}: holds {twice[0]!a}, which another shard holds too.")
-        if missing := sorted({name for name, place in weight_map.items() if place == shard} - found.keys()):
-            raise LoadError(f"{folder / shard}: does not hold {missing[0]!a}, which {INDEX} places there.")
-        tensors |= found
-    return dict(sorted(tensors.items()))
-
-
-def _weight_map(folder: Path) -> dict[str, str]:
-    data = read_json(folder / INDEX)
-    found = data.get("weight_map") if isinstance(data, dict) else None
-    if not isinstance(found, dict) or not found:
-        raise LoadError(f"{folder / INDEX}: has no weight_map; it should name a shard for each tensor.")
-    for name, shard in found.items():
-        if not isinstance(shard, str) or not SHARD.fullmatch(shard):  # a name in this folder, and nothing else
-            raise LoadError(f"{folder / INDEX}: places {name!a} in {shard!a}, which is no name of a shard.")
-    return found
+    return dict(sorted(read_shards(folder / INDEX, read_tensors, aliases=True)[0].items()))

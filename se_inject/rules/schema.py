@@ -91,14 +91,14 @@ class Field:
     top_only: bool = False
 
 
-def _listed(item: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def listed(item: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def read(value: Any) -> tuple[Any, ...]:
         return tuple(item(v) for v in (value if isinstance(value, list | tuple) else [value]))
 
     return read
 
 
-def _integer(low: int) -> Callable[[Any], int]:
+def integer(low: int) -> Callable[[Any], int]:
     def read(value: Any) -> int:
         if type(value) is not int or value < low:
             raise ValueError(f"takes a whole number from {low}, found {value!r}")
@@ -107,14 +107,14 @@ def _integer(low: int) -> Callable[[Any], int]:
     return read
 
 
-def _string(value: Any) -> str:
+def text(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"takes a text, found {value!r}")
     return value
 
 
 def _pattern(value: Any) -> str:
-    if _string(value).startswith("re:"):
+    if text(value).startswith("re:"):
         try:
             re.compile(value[3:])
         except re.error as error:
@@ -122,13 +122,13 @@ def _pattern(value: Any) -> str:
     return str(value)
 
 
-def _flag(value: Any) -> bool:
+def flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"takes true or false, found {value!r}")
     return value
 
 
-def _one_of(known: Iterable[str]) -> Callable[[Any], str]:
+def one_of(known: Iterable[str]) -> Callable[[Any], str]:
     names = tuple(known)
 
     def read(value: Any) -> str:
@@ -148,7 +148,7 @@ def _positive(value: Any) -> float:
 def _by_stage(value: Any) -> dict[int, float]:
     if not isinstance(value, dict):
         raise ValueError(f"takes a mapping of stage to ratio, found {value!r}")
-    return {_integer(1)(int(k) if isinstance(k, str) and k.isdigit() else k): _positive(v) for k, v in value.items()}
+    return {integer(1)(int(k) if isinstance(k, str) and k.isdigit() else k): _positive(v) for k, v in value.items()}
 
 
 def _block(value: Any) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def _block(value: Any) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise ValueError(f"takes a name or a mapping of options, found {value!r}")
     name = options.get("name", "se")
-    known = ("name", *find_block(_string(name)).options)
+    known = ("name", *find_block(text(name)).options)
     for key in options:
         if key not in known:
             raise ValueError(f"{name} has no option {key!r}.{closest(str(key), known)}")
@@ -172,11 +172,11 @@ def _budget(value: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, given in value.items():
         if key == "ratios":
-            found[key] = _listed(_positive)(given)
+            found[key] = listed(_positive)(given)
         elif key in ("params", "macs"):
-            text = given.strip() if isinstance(given, str) else given
+            said = given.strip() if isinstance(given, str) else given
             try:
-                share = float(text[:-1]) / 100 if isinstance(text, str) and text.endswith("%") else float(text)
+                share = float(said[:-1]) / 100 if isinstance(said, str) and said.endswith("%") else float(said)
             except (TypeError, ValueError):
                 share = -1.0
             if isinstance(given, bool) or not 0 < share <= 10:
@@ -196,10 +196,10 @@ SHARE = {"type": ["string", "number"]}
 FIELDS: dict[str, Field] = {
     "placement": Field(
         {"type": ["string", "array"], "enum": None, "items": {"enum": list(PLACEMENTS)}},
-        _listed(_one_of(PLACEMENTS)),
+        listed(one_of(PLACEMENTS)),
         "Where in a block: one placement or several. Default auto.",
     ),
-    "init": Field({"enum": list(INITS)}, _one_of(INITS), "Start of the block. Default identity."),
+    "init": Field({"enum": list(INITS)}, one_of(INITS), "Start of the block. Default identity."),
     "block": Field(
         {"type": ["string", "object"]}, _block, "Which block, and its options: {name: se, gate: hardsigmoid}."
     ),
@@ -207,19 +207,19 @@ FIELDS: dict[str, Field] = {
     "ratio_by_stage": Field(
         {"type": "object", "additionalProperties": RATIO}, _by_stage, "Ratio for each stage: {3: 16, 4: 8}."
     ),
-    "include": Field(TEXTS, _listed(_pattern), "Paths to take: globs, or re:... for a full match."),
-    "exclude": Field(TEXTS, _listed(_pattern), "Paths to leave out."),
-    "classes": Field(TEXTS, _listed(_pattern), "Class names of the owner to take: globs, or re:..."),
-    "stages": Field(COUNTS, _listed(_integer(1)), "Stages to take; 1 is the largest resolution among the blocks."),
-    "min_channels": Field(COUNT, _integer(0), "Fewest channels."),
-    "max_channels": Field(COUNT, _integer(1), "Most channels."),
-    "min_resolution": Field(COUNT, _integer(0), "Smallest side of the map."),
-    "max_resolution": Field(COUNT, _integer(1), "Largest side of the map."),
-    "kernel": Field(COUNTS, _listed(_integer(1)), "Kernel sizes of the convolution before the site."),
-    "depthwise": Field({"type": "boolean"}, _flag, "Whether that convolution is depthwise."),
-    "every": Field({"type": "integer", "minimum": 1}, _integer(1), "Every n-th of the sites that are left, in order."),
-    "last": Field({"type": "boolean"}, _flag, "Only the last of each stage."),
-    "again": Field({"type": "boolean"}, _flag, "Insert at places that are gated already.", top_only=True),
+    "include": Field(TEXTS, listed(_pattern), "Paths to take: globs, or re:... for a full match."),
+    "exclude": Field(TEXTS, listed(_pattern), "Paths to leave out."),
+    "classes": Field(TEXTS, listed(_pattern), "Class names of the owner to take: globs, or re:..."),
+    "stages": Field(COUNTS, listed(integer(1)), "Stages to take; 1 is the largest resolution among the blocks."),
+    "min_channels": Field(COUNT, integer(0), "Fewest channels."),
+    "max_channels": Field(COUNT, integer(1), "Most channels."),
+    "min_resolution": Field(COUNT, integer(0), "Smallest side of the map."),
+    "max_resolution": Field(COUNT, integer(1), "Largest side of the map."),
+    "kernel": Field(COUNTS, listed(integer(1)), "Kernel sizes of the convolution before the site."),
+    "depthwise": Field({"type": "boolean"}, flag, "Whether that convolution is depthwise."),
+    "every": Field({"type": "integer", "minimum": 1}, integer(1), "Every n-th of the sites that are left, in order."),
+    "last": Field({"type": "boolean"}, flag, "Only the last of each stage."),
+    "again": Field({"type": "boolean"}, flag, "Insert at places that are gated already.", top_only=True),
     "budget": Field(
         {"type": "object", "properties": {"params": SHARE, "macs": SHARE, "ratios": {"type": "array"}}},
         _budget,

@@ -17,10 +17,9 @@ from torch import nn
 from se_inject.checkpoints.checkpoint import read_state_dict
 from se_inject.checkpoints.wrappers import match_keys
 from se_inject.models.assign import assign
-from se_inject.models.loading import load_model
 from tests.checkpoints.files import refused, save_legacy, save_shards
 from tests.checkpoints.test_forms import SPEC, convert, net
-from tests.helpers import ROOT, randomise
+from tests.helpers import ROOT, load_model, randomise
 
 BENCH = ROOT / "benchmarks" / "bench.py"
 

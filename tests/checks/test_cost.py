@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from se_inject.checks.cost import ELEMENTWISE, MOVES, REDUCTIONS, Measured, batch_size, cost, measure, site_costs
+from se_inject.api import cost
+from se_inject.checks.cost import ELEMENTWISE, MOVES, REDUCTIONS, Measured, batch_size, measure
 from se_inject.errors import PlanMismatchError, TraceError
 from se_inject.inputs import Inputs, resolve
 from se_inject.types import BlockSpec, Carrier, Cost, Decision, Plan, Site
@@ -49,6 +50,10 @@ class Detector(nn.Module):
         self.seen.add_(1)
         boxes = [self.se(self.conv(i[None])).flatten()[:8].view(2, 4) for i in images]
         return [b[torchvision.ops.nms(b, b[:, 0], 0.5)] for b in boxes]
+
+
+def site_costs(model, example_inputs, plan):
+    return measure(model, example_inputs, [d.key for d in plan.insertions]).sites(plan)
 
 
 def make_plan(*keys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import se_inject
-from se_inject.checks import trained
+from se_inject.checks import reference, trained
+from se_inject.checks.reference import digest, digests
 from se_inject.cli import main
 from se_inject.errors import SpliceError
+from se_inject.output.formats import adapter
 from tests.helpers import randomise
 
 SIZE, NAME, ARGUMENTS = (3, 64, 64), "resnet10t", {"num_classes": 3}
@@ -58,6 +61,26 @@ def test_a_trained_model_is_saved_as_it_is(tmp_path: Path, init: str, blocks_onl
     assert verified.exit_code == 0 and "bit-equal to those saved after training" in " ".join(verified.stdout.split())
     x = torch.randn(2, *SIZE)
     assert torch.equal(se_inject.load(tmp_path / "out")(x), result.model(x))
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["untouched", "trained"])
+def test_every_tensor_of_the_model_is_hashed_once(tmp_path: Path, moved: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All formats that compare tensors share the hashes with the line that says what was trained."""
+    result = injected()
+    if moved:
+        train(result.model)
+    places = {t.data_ptr(): name for name, t in result.model.state_dict().items()}
+    hashed: Counter[str] = Counter()
+
+    def count(tensor: torch.Tensor) -> str:
+        hashed[places.get(tensor.data_ptr(), "read back")] += 1
+        return digest(tensor)
+
+    for module in (reference, adapter):
+        monkeypatch.setattr(module, "digest", count)
+    se_inject.save(result, tmp_path / "out", formats="safetensors,adapter")
+    assert hashed.pop("read back") >= len(places)
+    assert hashed == dict.fromkeys(places.values(), 1)
 
 
 @pytest.mark.parametrize("init", ["identity", "absorb", "paper"])
@@ -103,7 +126,7 @@ def test_the_plan_still_inserts_into_the_original(tmp_path: Path) -> None:
 def test_without_checks_there_is_nothing_to_compare_with(tmp_path: Path) -> None:
     result = injected(verify=False)
     train(result.model)
-    assert trained.up_to_date(result.report, result.model, result.inputs) == result.report
+    assert trained.up_to_date(result.report, result.model, result.inputs, digests(result.model)) == result.report
     assert se_inject.save(result, tmp_path / "out").plan.trained is None
 
 

@@ -745,7 +745,7 @@ def _not_writable(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("se_inject.commands.request.load_model", never)
+    monkeypatch.setattr("se_inject.commands.model.load_model", never)
     result = run("convert", *RANDOM, "-o", "locked/a/b")
     assert result.exit_code == 1 and "locked is not writable" in result.stderr
     assert not list(Path("locked").iterdir())

@@ -26,13 +26,14 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from se_inject.cli import main
-from se_inject.commands import csv_file as csvfile
+from se_inject.commands import files
 from se_inject.commands.batch import jobs, summary
 from se_inject.commands.batch.jobs import Options, job_of
 from se_inject.commands.batch.manifest import Entry
 from se_inject.commands.batch.memory import architecture, footprint, need
 from se_inject.commands.batch.summary import Row
 from se_inject.commands.report import read_report
+from se_inject.commands.request import ModelRequest
 from se_inject.parallel import pool
 from se_inject.rules.schema import Rules
 from se_inject.types import Reason
@@ -335,30 +336,35 @@ def key(entry: Entry, **options: Any) -> str:
     return job_of(entry, Path("out"), Options(**options)).key
 
 
+def entry_of(model: str, rules: Rules, **asked: Any) -> Entry:
+    return Entry(1, "a", ModelRequest.of(model=model, rules=rules, **asked))
+
+
 def test_the_key_is_that_of_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = checkpoints(tmp_path, 2)
     shutil.copy(first, tmp_path / "copy.pth")
-    entry = Entry(1, "tests.tiny:Net", "a", Rules(), checkpoint=first)
+    asked = {"model": "tests.tiny:Net", "rules": Rules(), "checkpoint": first}
+    entry = entry_of(**asked)
     same = (
         replace(entry, line=2, name="b"),
-        replace(entry, checkpoint=tmp_path / "copy.pth"),
+        entry_of(**{**asked, "checkpoint": tmp_path / "copy.pth"}),
         replace(entry, formats=("safetensors",)),
     )
     assert {key(e) for e in same} == {key(entry)} == {key(entry, force=True, allow_pickle=True)}
     others = (
-        replace(entry, model="tests.tiny:Other"),
-        replace(entry, model="tests.helpers:Net"),  # another module: other code
-        replace(entry, model_args=("n=2",)),
-        replace(entry, checkpoint=second),
-        replace(entry, checkpoint=None, random_init=True),
-        replace(entry, checkpoint=None, pretrained=True),
-        replace(entry, allow_missing=("fc.*",)),
-        replace(entry, ema=True),
-        replace(entry, input_size="3,32,32"),
-        replace(entry, input_kind="pair"),
-        replace(entry, rules=Rules(ratio=8)),
+        entry_of(**{**asked, "model": "tests.tiny:Other"}),
+        entry_of(**{**asked, "model": "tests.helpers:Net"}),  # another module: other code
+        entry_of(**{**asked, "model_args": {"n": 2}}),
+        entry_of(**{**asked, "checkpoint": second}),
+        entry_of(**{**asked, "checkpoint": None, "random_init": True}),
+        entry_of(**{**asked, "checkpoint": None, "pretrained": True}),
+        entry_of(**{**asked, "allow_missing": ("fc.*",)}),
+        entry_of(**{**asked, "ema": True}),
+        entry_of(**{**asked, "input_size": (3, 32, 32)}),
+        entry_of(**{**asked, "input_kind": "pair"}),
+        entry_of(**{**asked, "rules": Rules(ratio=8)}),
         replace(entry, formats=("safetensors", "pt2")),
-        replace(entry, seed=1),
+        entry_of(**{**asked, "seed": 1}),
     )
     assert len({key(entry), *map(key, others)}) == 1 + len(others)
     before = key(entry)
@@ -370,7 +376,7 @@ def test_the_key_follows_shards_and_the_code_of_a_factory(tmp_path: Path, monkey
     from benchmarks.bench import save_shards
 
     save_shards(Net().state_dict(), tmp_path / "shards")
-    entry = Entry(1, "some_net:make", "a", Rules(), checkpoint=tmp_path / "shards")
+    entry = entry_of("some_net:make", Rules(), checkpoint=tmp_path / "shards")
     whole = key(entry)
     shard = sorted((tmp_path / "shards").glob("*.safetensors"))[-1]
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x01")
@@ -378,7 +384,7 @@ def test_the_key_follows_shards_and_the_code_of_a_factory(tmp_path: Path, monkey
     whole = key(entry)
     monkeypatch.chdir(tmp_path)  # as the worker will find it
     for file, module in (("some_net.py", "some_net"), ("pkg/part.py", "pkg.part"), ("pkg/__init__.py", "pkg")):
-        entry = replace(entry, model=f"{module}:make")
+        entry = entry_of(f"{module}:make", Rules(), checkpoint=tmp_path / "shards")
         before = key(entry)
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / "pkg/__init__.py").touch() if "part" in file else None
@@ -394,7 +400,7 @@ def test_cells_are_no_formulas_and_pages_hold_no_markup() -> None:
         Row(2, "b", "m", "w", "converted", "javascript:a b"),
     ]
     cells = next(iter(list(csv.reader(io.StringIO(summary.to_csv(rows))))[1:]))
-    assert not any(cell.startswith(csvfile.FORMULA) for cell in cells) and cells[1] == f"'{evil}"
+    assert not any(cell.startswith(files.FORMULA) for cell in cells) and cells[1] == f"'{evil}"
     page = summary.to_html(rows)
     assert "<script>" not in page and "\u202e" not in page and "&lt;script&gt;" in page
     assert 'href="javascript%3Aa%20b/report.html"' in page and "default-src &#39;none&#39;" in page
@@ -419,10 +425,9 @@ def test_a_job_stays_within_the_memory_that_is_planned(model: str, size: str, fo
     torch.save(
         torchvision.models.get_model(model).state_dict(), tmp_path / "w.pth", _use_new_zipfile_serialization=False
     )
-    entry = Entry(
-        1, f"torchvision:{model}", "a", Rules(placement=("standard", "conv")), checkpoint=tmp_path / "w.pth",
-        input_size=size, formats=tuple(formats.split(",")),
-    )  # fmt: skip
+    rules, sides = Rules(placement=("standard", "conv")), tuple(map(int, size.split(",")))
+    entry = entry_of(f"torchvision:{model}", rules, checkpoint=tmp_path / "w.pth", input_size=sides)
+    entry = replace(entry, formats=tuple(formats.split(",")))
     job = job_of(entry, tmp_path / "out", Options())
     [(_, found)] = pool.run([architecture(entry)], footprint)
     [(_, done)] = pool.run([job], jobs.run_job)

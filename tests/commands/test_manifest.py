@@ -10,7 +10,9 @@ import pytest
 
 from se_inject.commands.batch.columns import COLUMNS
 from se_inject.commands.batch.manifest import Entry, read_manifest
+from se_inject.commands.request import InputRequest, ModelRequest
 from se_inject.errors import RulesError
+from se_inject.models.request import WeightsRequest
 from se_inject.rules.schema import Rules
 
 Write = Callable[..., tuple[Entry, ...]]
@@ -60,12 +62,14 @@ CSV = (
 
 def test_three_ways_to_write_the_same(entries: Write, tmp_path: Path) -> None:
     first, second = entries(YAML)
-    assert first == Entry(
-        2, "timm:resnet18", "best", Rules(placement=("standard",), ratio=8), ("act='a b'", "num_classes=10"),
-        tmp_path / "best.pth", allow_missing=("fc.*", "head.*"), ema=False, input_size="3,64,64",
-        formats=("safetensors", "timm"), seed=3,
+    asked = ModelRequest.of(
+        model="timm:resnet18", model_args={"num_classes": 10, "act": "a b"}, checkpoint=tmp_path / "best.pth",
+        rules=Rules(placement=("standard",), ratio=8), allow_missing=("fc.*", "head.*"), ema=False,
+        input_size=(3, 64, 64), seed=3,
     )  # fmt: skip
-    assert second == Entry(11, "torchvision:resnet18", "resnet18", Rules(), random_init=True)
+    assert first == Entry(2, "best", asked, ("safetensors", "timm"))
+    asked = ModelRequest.of(model="torchvision:resnet18", rules=Rules(), random_init=True)
+    assert second == Entry(11, "resnet18", asked)
     for text, name, lines in ((JSONL, "m.jsonl", (1, 3)), (CSV.replace("\"act='a b'\"", "act='a b'"), "m.csv", (2, 3))):
         assert [{**vars(e), "line": 0} for e in entries(text, name)] == [
             {**vars(e), "line": 0} for e in (first, second)
@@ -161,8 +165,10 @@ def test_factories_are_allowed_by_name_or_module(entries: Write) -> None:
 
 def test_rules_from_a_file_beside_the_manifest(entries: Write, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("ratio: 4")
-    assert entries("- {model: timm:resnet18, random_init: true, rules: r.yaml}")[0].rules == Rules(ratio=4)
+    (entry,) = entries("- {model: timm:resnet18, random_init: true, rules: r.yaml}")
+    assert entry.request.rules.rules == Rules(ratio=4)
 
 
-def test_every_field_of_an_entry_is_a_column() -> None:
-    assert set(COLUMNS) == set(Entry.__dataclass_fields__) - {"line"}
+def test_what_a_request_says_of_weights_and_inputs_is_a_column() -> None:
+    fields = {*WeightsRequest.__dataclass_fields__, *InputRequest.__dataclass_fields__} - {"allow_pickle"}
+    assert set(COLUMNS) == fields | {"rules", "seed", "formats", "name"}

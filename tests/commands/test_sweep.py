@@ -17,15 +17,15 @@ from rich.console import Console
 from torch import nn
 
 import se_inject
+from se_inject.checks.cost import measure
 from se_inject.cli import main
-from se_inject.cli.convert import convert
-from se_inject.cli.sweep import sweep
-from se_inject.commands.request import DEFAULTS, RULE_OPTIONS
+from se_inject.commands.request import RulesRequest
 from se_inject.commands.sweep import grid, pareto
 from se_inject.commands.sweep import table as sweep_table
 from se_inject.commands.sweep.grid import Point
 from se_inject.commands.sweep.rows import Row, rows_of
 from se_inject.errors import LoadError, RulesError
+from se_inject.injection import plan as planning
 from se_inject.inputs import resolve
 from se_inject.reasons import REASONS
 from se_inject.rules.schema import read
@@ -121,18 +121,34 @@ def test_other_blocks_presets_and_budgets() -> None:
     assert rows[3].blocks < rows[0].blocks == 4
 
 
+def test_the_base_is_measured_once_for_all_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[nn.Module] = []
+
+    def count(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        measured.append(model)
+        return measure(model, *args, **kwargs)
+
+    monkeypatch.setattr(planning, "measure", count)
+    model = nn.Sequential(*[Basic(8, 8) for _ in range(4)])
+    points = [Point("", read({"ratio": 2, "budget": {"params": share}})) for share in ("5%", "10%", "20%")]
+    rows = rows_of("m", model, resolve(model, (8, 8, 8)), points)
+    assert measured == [model] and len({row.blocks for row in rows}) == 3
+
+
 # -- grid -------------------------------------------------------------------------------------------------------------
 def test_every_combination_the_last_fastest() -> None:
-    given = {"placement": ("standard,inner", "conv"), "ratio": ("8, 16",), "seed": 3}
-    found = [(one["placement"], one["ratio"]) for one in grid.combinations(given)]
-    assert found == [((p,), r) for p in ("standard", "inner", "conv") for r in (8.0, 16.0)]
-    assert {(one["block"], one["init"], one["seed"]) for one in grid.combinations(given)} == {(None, None, 3)}
+    axes = {"placement": ("standard,inner", "conv"), "ratio": ("8, 16",)}
+    found = list(grid.combinations(RulesRequest(init="paper", again=True), axes))
+    assert [(one.placement, one.ratio) for one in found] == [
+        ((p,), r) for p in ("standard", "inner", "conv") for r in (8.0, 16.0)
+    ]
+    assert {(one.block, one.init, one.again) for one in found} == {(None, "paper", True)}
 
 
 @pytest.mark.parametrize("text", ["16,", "x", "0", "-8", "nan", "inf"])
 def test_ratios_that_are_none(text: str) -> None:
     with pytest.raises(RulesError, match=r"--ratio .*(empty|is not a number)"):
-        list(grid.combinations({"ratio": (text,)}))
+        list(grid.combinations(RulesRequest(), {"ratio": (text,)}))
 
 
 def test_points_that_come_to_the_same_are_one() -> None:
@@ -349,13 +365,6 @@ def test_a_block_too_narrow_for_one_model_is_a_row(here: Path) -> None:
     result = run("sweep_nets:make", *SIZE, "--block", "gc", "--block-arg", "rd_min=1", "--ratio", "16", "--json")
     assert result.exit_code == 0, result.stderr or result.exception
     assert told(result, "rules", "too narrow")
-
-
-def test_defaults_are_those_of_the_command_line() -> None:
-    options = convert.make_context("convert", ["m", "-o", "out"]).params
-    assert {name: options[name] for name in DEFAULTS} == DEFAULTS
-    offered = sweep.make_context("sweep", ["m"]).params
-    assert {name for name in RULE_OPTIONS if name not in offered} == set() and set(RULE_OPTIONS) < set(DEFAULTS)
 
 
 def test_a_picture_needs_matplotlib(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

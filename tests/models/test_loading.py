@@ -19,8 +19,10 @@ from torch import nn
 from se_inject.checkpoints.wrappers import match_keys
 from se_inject.errors import LoadError
 from se_inject.models.assign import build_empty
-from se_inject.models.loading import Loaded, build_model, load_model, parse_model_args
+from se_inject.models.loading import Loaded, build_model
 from se_inject.models.offline import reachable
+from se_inject.models.request import parse_model_args
+from tests.helpers import load_model
 
 MODELS = '''
 import functools

@@ -15,8 +15,7 @@ from torch import nn
 
 from se_inject.errors import LoadError
 from se_inject.models import remap as remapping
-from se_inject.models.loading import load_model
-from tests.helpers import randomise
+from tests.helpers import load_model, randomise
 
 
 def in_authors_layout(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

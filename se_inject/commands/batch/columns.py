@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, get_args
 
-from se_inject.commands.request import size_from
-from se_inject.errors import RulesError, closest
-from se_inject.inputs import KINDS
-from se_inject.models.zoos import parse_model_args
+from se_inject.commands.request import ModelRequest, sides
+from se_inject.errors import RulesError
+from se_inject.models.request import WeightsRequest, parse_model_args
+from se_inject.rules.schema import flag, integer, one_of, text
+from se_inject.types import InputKind
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,16 @@ class Column:
     doc: str
 
 
+def _said(value: Any) -> Any:
+    """A text, which is all that a cell of a CSV file can hold, as what it says: true, false, a number, or itself."""
+    if not isinstance(value, str):
+        return value
+    word = value.strip()
+    return int(word) if word.isdecimal() else {"true": True, "false": False}.get(word.lower(), value)
+
+
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"takes a text, found {value!r}")
-    return value.strip()
+    return text(value.strip() if isinstance(value, str) else value)
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -35,57 +42,44 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 
 def _flag(value: Any) -> bool:
-    words = {"true": True, "false": False}
-    found = words.get(value.strip().lower()) if isinstance(value, str) else value
-    if not isinstance(found, bool):
-        raise ValueError(f"takes true or false, found {value!r}")
-    return found
+    return flag(_said(value))
 
 
-def _number(value: Any) -> int:
-    found = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
-    if type(found) is not int or found < 0:
-        raise ValueError(f"takes a whole number from 0, found {value!r}")
-    return found
-
-
-def _sides(value: Any) -> str:
-    text = ",".join(map(str, value)) if isinstance(value, list) else _text(value)
+def _sides(value: Any) -> tuple[int, ...]:
+    size = ",".join(map(str, value)) if isinstance(value, list) else _text(value)
     try:
-        size_from(text)
+        return sides(size)
     except RulesError as error:  # it speaks of an option
-        raise ValueError(f"{text!r}: expected whole numbers above 0, such as 3,224,224") from error
-    return text
+        raise ValueError(f"{size!r}: expected whole numbers above 0, such as 3,224,224") from error
 
 
 def _kind(value: Any) -> str:
-    kind = _text(value)
-    if kind not in KINDS:
-        raise ValueError(f"{kind!r} is not known.{closest(kind, KINDS)}")
-    return kind
+    return one_of(get_args(InputKind))(_text(value))
 
 
-def _args(value: Any) -> tuple[str, ...]:
+def _args(value: Any) -> dict[str, Any]:
     pairs = shlex.split(value) if isinstance(value, str) else []
     if not isinstance(value, str | dict):
         raise ValueError(f"takes a mapping, or num_classes=10 in_chans=1, found {value!r}")
     if isinstance(value, dict):
         pairs = [f"{name}={item!r}" for name, item in value.items()]
-    return tuple(f"{name}={item!r}" for name, item in sorted(parse_model_args(pairs).items()))
+    return dict(sorted(parse_model_args(pairs).items()))
 
+
+DOCS = {f.name: f.metadata["doc"] for part in (WeightsRequest, ModelRequest) for f in fields(part) if f.metadata}
 
 COLUMNS = {
     "model": Column(_text, "`timm:NAME`, `torchvision:NAME`, or `pkg.module:factory` if `--factory` allows it"),
     "model_args": Column(_args, "constructor options: a mapping, or `num_classes=10 in_chans=1`"),
     "checkpoint": Column(_text, "a file, a folder, or a glob, which stands for one entry for each file"),
-    "pretrained": Column(_flag, "true: weights that the library downloads"),
-    "random_init": Column(_flag, "true: random weights, on purpose"),
+    "pretrained": Column(_flag, DOCS["pretrained"]),
+    "random_init": Column(_flag, DOCS["random_init"]),
     "allow_missing": Column(_texts, "globs of keys that the checkpoint may lack"),
-    "ema": Column(_flag, "averaged (true) or raw weights, where a checkpoint has both"),
+    "ema": Column(_flag, DOCS["ema"]),
     "input_size": Column(_sides, "`3,224,224`; default: the model's own configuration"),
     "input_kind": Column(_kind, "`batch`, `list` or `pair`; default: what the model takes"),
     "rules": Column(lambda value: value, "a mapping, the name of a placement or preset, or a YAML file"),
     "formats": Column(_texts, "`safetensors,onnx`, ...; default `safetensors`"),
-    "seed": Column(_number, "of new weights and of the probe; default 0"),
+    "seed": Column(lambda value: integer(0)(_said(value)), DOCS["seed"]),
     "name": Column(_text, "of its folder, `{folder}-{stem}`, say; default `{stem}`, or `{model}` without a checkpoint"),
 }  # fmt: skip

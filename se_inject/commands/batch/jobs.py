@@ -9,10 +9,9 @@ import json
 import os
 import sys
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
 
 from se_inject._version import __version__
 from se_inject.blocks.custom import import_block
@@ -20,9 +19,8 @@ from se_inject.checkpoints.kind import locate, readable
 from se_inject.checkpoints.shards import read_index
 from se_inject.commands.batch.manifest import Entry
 from se_inject.commands.convert import convert
+from se_inject.commands.model import Listener
 from se_inject.commands.report import files_check, read_report
-from se_inject.commands.request import DEFAULTS
-from se_inject.commands.screen import Listener
 from se_inject.errors import SEInjectError
 from se_inject.hashing import sha256
 from se_inject.models.zoos import ZOOS
@@ -62,17 +60,18 @@ class Done:
 
 def job_of(entry: Entry, folder: Path, options: Options) -> Job:
     """The job of an entry; its checkpoint is read for the hash. Raises ``LoadError`` when there is none."""
-    files = _weight_files(entry.checkpoint) if entry.checkpoint is not None else []
+    weights, inputs = entry.request.weights, entry.request.inputs
+    files = _weight_files(weights.checkpoint) if weights.checkpoint is not None else []
     facts = {
-        "model": entry.model,
-        "model_args": entry.model_args,
-        "weights": "random" if entry.random_init else "pretrained" if entry.pretrained else [*map(sha256, files)],
-        "allow_missing": entry.allow_missing,
-        "ema": entry.ema,
-        "input": [entry.input_size, entry.input_kind],
-        "rules": plain_rules(entry.rules),
+        "model": weights.model,
+        "model_args": [f"{name}={value!r}" for name, value in sorted(weights.model_args.items())],
+        "weights": "random" if weights.random_init else "pretrained" if weights.pretrained else [*map(sha256, files)],
+        "allow_missing": weights.allow_missing,
+        "ema": weights.ema,
+        "input": [",".join(map(str, inputs.input_size or ())), inputs.input_kind or ""],
+        "rules": plain_rules(entry.request.rules.rules),
         "formats": sorted(entry.formats),
-        "seed": entry.seed,
+        "seed": entry.request.seed,
         "versions": _versions(entry, options.blocks),
     }
     text = json.dumps(to_dict(facts), sort_keys=True)
@@ -89,7 +88,7 @@ def _weight_files(checkpoint: Path) -> list[Path]:
 
 def _versions(entry: Entry, blocks: Iterable[str]) -> dict[str, str]:
     """Of what makes the output; for a module of the user's own, the hash of its file (not of what that imports)."""
-    rules = json.dumps(plain_rules(entry.rules))
+    rules = json.dumps(plain_rules(entry.request.rules.rules))
     modules = {name.partition(":")[0] for name in (entry.model, *(block for block in blocks if block in rules))}
     found = {"se_inject": __version__, "torch": importlib.metadata.version("torch")}
     for module in modules:
@@ -122,23 +121,6 @@ def output_of(keys: Collection[str], folder: Path) -> Report | None:
     return report if report.source.get("job") in keys and not wrong and files_check(folder, report).passed else None
 
 
-def given(entry: Entry, *, allow_pickle: bool = False) -> dict[str, Any]:
-    """An entry as the options of ``se-inject convert``."""
-    return DEFAULTS | {
-        "model_arg": entry.model_args,
-        "pretrained": entry.pretrained,
-        "checkpoint": entry.checkpoint,
-        "random_init": entry.random_init,
-        "allow_missing": entry.allow_missing,
-        "ema": entry.ema,
-        "allow_pickle": allow_pickle,
-        "input_size": entry.input_size or None,
-        "input_kind": entry.input_kind or None,
-        "rules": entry.rules,
-        "seed": entry.seed,
-    }
-
-
 def run_job(job: Job) -> Done:
     """Convert the model of a job and write its folder, as ``se-inject convert`` does.
 
@@ -148,15 +130,12 @@ def run_job(job: Job) -> Done:
         return Done(report)
     for name in job.options.blocks:
         import_block(name)
-    listener = Listener()
+    listener, request = Listener(), job.entry.request
     report = convert(
-        job.entry.model,
-        given(job.entry, allow_pickle=job.options.allow_pickle),
+        replace(request, weights=replace(request.weights, allow_pickle=job.options.allow_pickle)),
         job.folder,
-        formats=",".join(job.entry.formats),
-        max_shard_size=None,
+        formats=job.entry.formats,
         force=job.options.force,
-        check=True,
         screen=listener,
         origin={"job": job.key},
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ import yaml
 from se_inject.commands.batch.columns import COLUMNS
 from se_inject.commands.batch.rows import READERS, read_text
 from se_inject.commands.batch.summary import SUMMARIES
+from se_inject.commands.request import ModelRequest
 from se_inject.errors import LoadError, RulesError, SEInjectError, closest, sentence
+from se_inject.models.request import WeightsRequest
 from se_inject.models.zoos import ZOOS, check_known, known_models, split_spec
 from se_inject.output.formats import format_names
 from se_inject.output.names import PLAN, REPORT
@@ -35,19 +37,17 @@ class Entry:
     """One model to convert."""
 
     line: int  # in the manifest
-    model: str
     name: str  # of its folder in the output
-    rules: Rules
-    model_args: tuple[str, ...] = ()  # KEY=VALUE, sorted
-    checkpoint: Path | None = None
-    pretrained: bool = False
-    random_init: bool = False
-    allow_missing: tuple[str, ...] = ()
-    ema: bool | None = None
-    input_size: str = ""
-    input_kind: str = ""
+    request: ModelRequest  # its rules are read already
     formats: tuple[str, ...] = ("safetensors",)
-    seed: int = 0
+
+    @property
+    def model(self) -> str:
+        return self.request.weights.model
+
+    @property
+    def checkpoint(self) -> Path | None:
+        return self.request.weights.checkpoint
 
 
 def read_manifest(path: Path, *, factories: Collection[str] = (), output: Path | None = None) -> tuple[Entry, ...]:
@@ -97,12 +97,11 @@ def _entries(line: int, row: Any, folder: Path, factories: Collection[str], outp
         found = " and ".join(sources) or "none"
         raise ValueError(f"the weights come from one of checkpoint, pretrained, random_init; given: {found}")
     values["rules"] = _rules(values.get("rules"), folder)
-    if "formats" in values:
-        values["formats"] = format_names(values["formats"])
+    formats = format_names(values.pop("formats", Entry.formats))
     name = values.pop("name", "")
     files = _files(folder, values.pop("checkpoint"), output) if "checkpoint" in values else [None]
-    entries = [Entry(line, name="", checkpoint=file, **values) for file in files]
-    return [replace(entry, name=_name(name, entry)) for entry in entries]
+    requests = [ModelRequest.of(checkpoint=file, **values) for file in files]
+    return [Entry(line, _name(name, request.weights), request, formats) for request in requests]
 
 
 def _allowed(model: str, factories: Collection[str]) -> None:
@@ -145,10 +144,10 @@ def _ours(path: Path, output: Path | None) -> bool:
     return bool(within) and all((output / within[0] / file).is_file() for file in (PLAN, REPORT))
 
 
-def _name(template: str, entry: Entry) -> str:
-    file = entry.checkpoint
+def _name(template: str, weights: WeightsRequest) -> str:
+    file = weights.checkpoint
     parts = {
-        "model": entry.model.rpartition(":")[2],
+        "model": weights.model.rpartition(":")[2],
         "stem": (file.stem if file.suffix else file.name) if file else "",
         "folder": file.absolute().parent.name if file else "",
     }

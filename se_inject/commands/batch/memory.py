@@ -4,28 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from se_inject.checks.cost import measure
-from se_inject.commands.batch.jobs import Job, given
+from se_inject.commands.batch.jobs import Job
 from se_inject.commands.batch.manifest import Entry
-from se_inject.commands.request import inputs_from, load
-from se_inject.commands.screen import Listener
+from se_inject.commands.model import Listener, example_inputs, load
+from se_inject.commands.request import ModelRequest
 from se_inject.guard import unwrap
 from se_inject.injection.plan import survey
+from se_inject.models.request import WeightsRequest
 from se_inject.parallel import machine
 from se_inject.rules.auto import needed
-from se_inject.rules.schema import Rules
 
 ROOM = 64 << 20  # bytes
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What of an entry decides how much memory it takes: one for all checkpoints of a model."""
-
-    model: str
-    model_args: tuple[str, ...]
-    input_size: str
-    input_kind: str
 
 
 @dataclass(frozen=True)
@@ -40,20 +29,19 @@ class Footprint:
 UNKNOWN = Footprint(1 << 30, 0, 0)  # of a model that does not run without data; its checkpoint is counted in any case
 
 
-def architecture(entry: Entry) -> Architecture:
-    return Architecture(entry.model, entry.model_args, entry.input_size, entry.input_kind)
+def architecture(entry: Entry) -> ModelRequest:
+    """What of an entry decides how much memory it takes: one for all checkpoints of a model."""
+    return ModelRequest(WeightsRequest(entry.model, entry.request.weights.model_args), entry.request.inputs)
 
 
-def footprint(of: Architecture) -> Footprint:
+def footprint(of: ModelRequest) -> Footprint:
     """Trace and count the model on the meta device. Meant for a process of its own, whose memory it reads."""
-    options = given(Entry(0, of.model, "", Rules(), of.model_args, input_size=of.input_size, input_kind=of.input_kind))
-    loaded = load(of.model, options, Listener(), weights_needed=False)
+    loaded = load(of, Listener(), weights_needed=False)
     model = unwrap(loaded.model)
-    inputs = inputs_from(options, loaded)
-    survey(model, inputs, needed(("auto",)), 0)
-    cost = measure(model, inputs).cost
+    surveyed = survey(model, example_inputs(of, loaded), needed(("auto",)), 0)
+    activations = surveyed.base.activation_bytes
     tensors = [*model.parameters(), *model.buffers()]
-    return Footprint(machine.resident("VmHWM"), sum(t.nbytes for t in tensors), cost.activation_bytes)
+    return Footprint(machine.resident("VmHWM"), sum(t.nbytes for t in tensors), activations)
 
 
 def need(job: Job, found: Footprint) -> int:

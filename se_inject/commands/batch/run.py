@@ -16,8 +16,8 @@ from se_inject.commands.batch.jobs import Job, Options, job_of, output_of, run_j
 from se_inject.commands.batch.manifest import Entry, read_manifest
 from se_inject.commands.batch.memory import UNKNOWN, architecture, footprint, need
 from se_inject.commands.batch.summary import SUMMARIES, Row
-from se_inject.commands.outputs import check_file, write_file
-from se_inject.commands.screen import Screen
+from se_inject.commands.files import check_file, write_file
+from se_inject.commands.model import Screen
 from se_inject.errors import SEInjectError, WriteError
 from se_inject.output.atomic import recover
 from se_inject.output.names import REPORT
@@ -154,7 +154,7 @@ def _job(entry: Entry, output: Path, options: Options) -> Job | Failure:
 
 def _weights(entry: Entry, manifest: Path) -> str:
     if entry.checkpoint is None:
-        return "pretrained" if entry.pretrained else "random"
+        return "pretrained" if entry.request.weights.pretrained else "random"
     inside = entry.checkpoint.is_relative_to(manifest.parent)
     return str(entry.checkpoint.relative_to(manifest.parent)) if inside else entry.checkpoint.name
 
@@ -184,9 +184,9 @@ def _earlier(output: Path, jobs: Sequence[Job], force: bool, screen: Screen) -> 
 
 def _needs(jobs: Sequence[Job], run: Run, screen: Screen) -> Mapping[str, int]:
     """Name of an entry -> bytes of memory that its job takes; every architecture is measured once, without data."""
-    kinds = list(dict.fromkeys(architecture(job.entry) for job in jobs))
+    kinds = {repr(request): request for request in (architecture(job.entry) for job in jobs)}
     found = {}
-    for done, (kind, made) in enumerate(run(kinds, footprint), 1):
-        found[kind] = UNKNOWN if isinstance(made, Failure) else made
+    for done, (kind, made) in enumerate(run(list(kinds.values()), footprint), 1):
+        found[repr(kind)] = UNKNOWN if isinstance(made, Failure) else made
         screen.advance(done, len(kinds), "architectures")
-    return {job.entry.name: need(job, found[architecture(job.entry)]) for job in jobs}
+    return {job.entry.name: need(job, found[repr(architecture(job.entry))]) for job in jobs}

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from rich.console import Console
 from rich.text import Text
 
-from se_inject.commands import csv_file as csvfile
+from se_inject.commands import files
 from se_inject.output.names import HTML
 from se_inject.report.html.page import render
 from se_inject.report.tables import count, percent, visible
@@ -94,7 +94,7 @@ def _growth(row: Row) -> tuple[str, str, str]:
 def to_csv(rows: Sequence[Row]) -> str:
     """Every field of every row, and the code of its reason."""
     head = (*(field.name for field in fields(Row)), "code")
-    return csvfile.to_csv(head, ((asdict(row) | csvfile.flat(row.reason)).values() for row in rows))
+    return files.to_csv(head, ((asdict(row) | files.flat(row.reason)).values() for row in rows))
 
 
 def to_html(rows: Sequence[Row]) -> str:

@@ -7,18 +7,17 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from se_inject.blocks import find_block
+from se_inject.commands.request import AXES, RulesRequest
 from se_inject.errors import LoadError, RulesError, closest
 from se_inject.importing import find
 from se_inject.models.zoos import ZOOS, check_known, known_models, split_spec
 from se_inject.rules.schema import Rules
-
-AXES = ("rules", "placement", "block", "ratio", "init")  # options that take several values
 
 
 @dataclass(frozen=True)
@@ -69,17 +68,17 @@ def _models(pattern: str, known: list[str]) -> list[str]:
     return [pattern]
 
 
-def combinations(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Options of one run each, from options of ``AXES`` whose values hold commas; the last axis moves fastest.
+def combinations(rules: RulesRequest, axes: Mapping[str, Sequence[str]]) -> Iterator[RulesRequest]:
+    """``rules`` with one value of each of ``AXES``, from texts that hold commas; the last axis moves fastest.
 
     Raises ``RulesError`` for an empty value, and for a ratio that is no number.
 
-    >>> [one["ratio"] for one in combinations({"ratio": ("8,16",), "init": ()})]
+    >>> [one.ratio for one in combinations(RulesRequest(), {"ratio": ("8,16",), "init": ()})]
     [8.0, 16.0]
     """
-    values = {axis: _values(axis, given.get(axis) or ()) for axis in AXES}
-    for chosen in itertools.product(*values.values()):
-        yield {**given, **dict(zip(AXES, chosen, strict=True))}
+    values = (_values(axis, axes.get(axis, ())) or [getattr(rules, axis)] for axis in AXES)
+    for chosen in itertools.product(*values):
+        yield replace(rules, **dict(zip(AXES, chosen, strict=True)))
 
 
 def _values(axis: str, texts: Iterable[str]) -> list[Any]:
@@ -87,7 +86,7 @@ def _values(axis: str, texts: Iterable[str]) -> list[Any]:
     if "" in parts:
         raise RulesError(f"--{axis} {','.join(parts)!r}: a value is empty.")
     read = {"ratio": _number, "placement": lambda name: (name,)}.get(axis, str)
-    return [read(part) for part in dict.fromkeys(parts)] or [None]
+    return [read(part) for part in dict.fromkeys(parts)]
 
 
 def _number(text: str) -> float:

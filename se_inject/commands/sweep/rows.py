@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from se_inject.blocks.custom import named
-from se_inject.checks.cost import measure
-from se_inject.checks.pricing import pricing
 from se_inject.commands.sweep.grid import Point
 from se_inject.errors import RulesError
 from se_inject.injection.plan import decided, survey
@@ -52,17 +50,16 @@ def rows_of(spec: str, model: nn.Module, inputs: Inputs, points: Sequence[Point]
     """
     placements = needed(tuple(placement for point in points for placement in point.rules.placement))
     surveyed = survey(model, inputs, placements, 0)
-    base = measure(model, inputs).cost
-    price = pricing(surveyed[1], surveyed[2])
+    base = surveyed.base
     found = []
     for point in points:
         named({"block": point.rules.block})  # a class of the user's is not known yet in a process of its own
         head = (spec, point.source, "+".join(point.rules.placement), point.block, point.ratio, point.rules.init)
         try:
-            taken = decided(model, surveyed, point.rules).plan.insertions
+            taken = decided(surveyed, point.rules).plan.insertions
         except RulesError as error:
             found.append(Row(*head, 0, base.parameters, base.macs, reason=Reason(error.code, str(error))))
             continue
-        parameters, macs = map(sum, zip(*map(price, taken), strict=True))
+        parameters, macs = map(sum, zip(*map(surveyed.price, taken), strict=True))
         found.append(Row(*head, len(taken), base.parameters, base.macs, parameters, macs))
     return found

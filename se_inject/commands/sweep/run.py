@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from se_inject.commands.outputs import check_file, read_by, write_file
-from se_inject.commands.request import DEFAULTS, inputs_from, rules_from, size_from, without_weights
-from se_inject.commands.screen import Listener, Screen
+from se_inject.commands.files import check_file, existing, write_file
+from se_inject.commands.model import Listener, Screen, example_inputs, read_rules, without_weights
+from se_inject.commands.request import ModelRequest
 from se_inject.commands.sweep import grid, pareto
 from se_inject.commands.sweep import table as sweep_table
 from se_inject.commands.sweep.rows import Row, rows_of
 from se_inject.errors import WriteError
 from se_inject.guard import unwrap
 from se_inject.inputs import resolve
-from se_inject.models.loading import Loaded, parse_model_args
+from se_inject.models.loading import Loaded
 from se_inject.parallel.pool import Failure, run
 from se_inject.rules.decide import require_options
 from se_inject.trace.record import uncollected
@@ -26,16 +25,16 @@ PRELOAD = ("torch", "timm", "torchvision", "se_inject.commands.sweep.run")
 
 @dataclass(frozen=True)
 class Task:
-    """One model with the options and the grid that all models of a sweep share."""
+    """One model, and the grid that all models of a sweep share."""
 
-    spec: str
-    given: Mapping[str, Any]
+    request: ModelRequest
     points: Sequence[grid.Point]
 
 
 def sweep(
     patterns: Sequence[str],
-    given: Mapping[str, Any],
+    axes: Mapping[str, Sequence[str]],
+    request: ModelRequest,
     *,
     csv: Path | None,
     plot: Path | None,
@@ -45,30 +44,29 @@ def sweep(
 ) -> list[Row]:
     """The rows of every model at every point of the grid, in the order of the arguments; files are written on request.
 
+    ``axes``: texts with commas for the options in ``grid.AXES``. ``request``: what else is asked for, of every model.
     All that can be refused is, before the first model is built. A model that fails is a row with its reason.
     """
     screen.step("grid")
-    combined = list(grid.combinations(given))
+    combined = list(grid.combinations(request.rules, axes))
     for output in (csv, plot):
         if output is not None:
-            check_file(output, force, [file for one in combined for file in read_by(one, "rules")])
+            check_file(output, force, existing(*(one.rules for one in combined)))
     if csv is not None and plot is not None and csv.resolve() == plot.resolve():
         raise WriteError(f"--csv and --plot both write {plot}; give each a file of its own.")
     if plot is not None:
         pareto.require(plot)
-    if given["input_size"]:
-        size_from(given["input_size"])
-    parse_model_args(given["model_arg"])
-    names = grid.labels(one["rules"] or "" for one in combined)
-    points = grid.distinct(grid.Point(names[one["rules"] or ""], rules_from(one)) for one in combined)
+    names = grid.labels(one.rules or "" for one in combined)
+    points = grid.distinct(grid.Point(names[one.rules or ""], read_rules(one)) for one in combined)
     for point in points:
         require_options(point.rules)
     models = grid.models(patterns)
     screen.step("sweep")
     found: dict[str, list[Row]] = {}
-    tasks = [Task(spec, {**DEFAULTS, **given}, points) for spec in models]
+    tasks = [Task(replace(request, weights=replace(request.weights, model=spec)), points) for spec in models]
     for task, outcome in run(tasks, examine, workers=jobs, preload=PRELOAD):
-        found[task.spec] = [Row(task.spec, reason=outcome.reason)] if isinstance(outcome, Failure) else outcome
+        spec = task.request.weights.model
+        found[spec] = [Row(spec, reason=outcome.reason)] if isinstance(outcome, Failure) else outcome
         screen.advance(len(found), len(models), "architectures")
     rows = [row for spec in models for row in found[spec]]
     if csv is not None:
@@ -83,8 +81,8 @@ def examine(task: Task) -> list[Row]:
 
     def look(loaded: Loaded) -> list[Row]:
         model = unwrap(loaded.model)
-        inputs = resolve(model, inputs_from(task.given, loaded), seed=task.given["seed"])
-        return rows_of(task.spec, model, inputs, task.points)
+        inputs = resolve(model, example_inputs(task.request, loaded), seed=task.request.seed)
+        return rows_of(loaded.spec, model, inputs, task.points)
 
     with uncollected():  # its memory goes with the process
-        return without_weights(task.spec, task.given, Listener(), look)
+        return without_weights(task.request, Listener(), look)

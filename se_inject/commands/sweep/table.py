@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from se_inject.commands import csv_file as csvfile
+from se_inject.commands import files
 from se_inject.commands.sweep import pareto
 from se_inject.commands.sweep.rows import Row
 from se_inject.reasons import REASONS
@@ -92,9 +92,9 @@ def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def to_csv(rows: Sequence[Row]) -> str:
     """One line for each row, numbers in full; a model that failed has none."""
     both = zip(rows, records(rows), strict=True)
-    lines = ((row, map(_plain, (record | csvfile.flat(row.reason)).values())) for row, record in both)
+    lines = ((row, map(_plain, (record | files.flat(row.reason)).values())) for row, record in both)
     cells = ([v if v or not row.failed else None for v in line] for row, line in lines)
-    return csvfile.to_csv((*Row.__dataclass_fields__, "front", "code"), cells)
+    return files.to_csv((*Row.__dataclass_fields__, "front", "code"), cells)
 
 
 def _plain(value: Any) -> Any:

@@ -39,8 +39,7 @@ def check(folder: Path, subject: Subject) -> Check:
         return Check(CHECK, False, detail, "keys")
     if subject.model is None:
         return Check(CHECK, True, f"{len(found)} tensors, exactly those that the plan adds; their base is not here")
-    own = subject.model.state_dict()
-    wrong = [name for name, tensor in found.items() if digest(tensor) != digest(own[name])]
+    wrong = [name for name, tensor in found.items() if digest(tensor) != subject.hashes.get(name)]
     if wrong:
         detail = f"{len(wrong)} tensors are not the model's, the first is {ascii(wrong[0])[1:-1]}"
         return Check(CHECK, False, detail, "differs")
@@ -59,7 +58,7 @@ def save(model: nn.Module, out: Path, *, changed: bool = False, force: bool = Fa
     """Write the new weights of ``model`` and its plan to the folder ``out``. See ``se_inject.save_adapter``."""
     plan = splice.plan_of(model)
     tensors = _new(model, plan)
-    moved = [name for name in moved_base(model, plan) if name not in tensors]
+    moved = [name for name in moved_base(model, plan, digests(model)) if name not in tensors]
     if moved and not changed:
         raise WriteError(
             f"{len(moved)} tensors of the base changed since the insertion, the first is {moved[0]!r}: the new weights "

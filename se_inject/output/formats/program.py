@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from se_inject.checks.reference import digest, digests, run_forward
+from se_inject.checks.reference import digest, run_forward
 from se_inject.checks.verify import absorbed
 from se_inject.errors import LoadError
 from se_inject.inputs import Inputs
@@ -103,7 +103,7 @@ def inspect(folder: Path, subject: Subject) -> Check:
     except LoadError as error:
         return Check(CHECK, False, str(error), error.code)
     if subject.model is not None:
-        what, known = "the model's", digests(subject.model)
+        what, known = "the model's", subject.hashes
     else:
         what, doubled = subject.plan.whose, absorbed(subject.plan)
         known = {name: value for name, value in subject.plan.saved.tensors.items() if name not in doubled}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from se_inject.checks.reference import digests
 from se_inject.inputs import Inputs
 from se_inject.types import Check, Plan
 
@@ -27,6 +28,7 @@ class Subject:
     inputs: Inputs | None  # what it is run on
     model: nn.Module | None = None
     base: nn.Module | None = None  # the original without weights, when it is at hand
+    given_hashes: Mapping[str, str] | None = None  # of the model's tensors, where they are known already
     trusted: bool = False  # whether a program in the folder may be run
     max_shard_size: int | None = None  # bytes
     advance: Callable[[int, int, str], None] = lambda done, total, unit: None  # hears how much is written
@@ -36,6 +38,11 @@ class Subject:
         """The model, where there must be one: when it is written."""
         assert self.model is not None
         return self.model
+
+    @cached_property
+    def hashes(self) -> Mapping[str, str]:
+        """Of the model's tensors, for all formats that compare a file with them."""
+        return digests(self.whole) if self.given_hashes is None else self.given_hashes
 
     @cached_property
     def exported(self) -> Exported:

@@ -1,19 +1,25 @@
-"""Single files that are written, all or nothing, and never over an input."""
+"""Single files that are written, all or nothing, and never over an input; rows as CSV that a spreadsheet shows and does
+not calculate."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from se_inject.errors import WriteError
 from se_inject.output.names import PLAN
+from se_inject.types import Reason
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "|")  # with which a text begins that a spreadsheet would calculate
 
 
-def read_by(given: Mapping[str, Any], *names: str) -> list[Path]:
-    """The files among these options; rules may also be the name of a preset, or read already."""
-    paths = [Path(value) for name in names if isinstance(value := given[name], str | Path)]
+def existing(*sources: Any) -> list[Path]:
+    """The files among these; rules may also be the name of a preset, or read already."""
+    paths = [Path(source) for source in sources if isinstance(source, str | Path)]
     return [path for path in paths if path.exists()]
 
 
@@ -38,3 +44,22 @@ def write_file(output: Path, content: str | bytes) -> None:
         raise WriteError(f"cannot write {output}: {error.strerror}.") from error
     finally:
         new.unlink(missing_ok=True)
+
+
+def to_csv(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A head and a line for each row; None is an empty cell, and before a text like a formula stands an apostrophe.
+
+    >>> to_csv(("model", "blocks"), [("=1+1", 8), ("net", None)])
+    "model,blocks\\n'=1+1,8\\nnet,\\n"
+    """
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell for cell in row])
+    return out.getvalue()
+
+
+def flat(reason: Reason | None) -> dict[str, str]:
+    """A reason as two cells."""
+    return {"reason": reason.text, "code": reason.code} if reason else {"reason": "", "code": ""}
