@@ -27,7 +27,7 @@ from se_inject.cli import main as command_line
 from se_inject.commands.batch.columns import COLUMNS
 from se_inject.rules.presets import PRESETS
 from se_inject.rules.schema import FIELDS
-from se_inject.search.placements import PLACEMENTS
+from se_inject.search.placements import PLACEMENTS, sentence
 
 FOLDER = Path(__file__).parent
 WIDTHS = (64, 256, 2048)  # channels at which a block's parameters are counted
@@ -87,9 +87,7 @@ def presets() -> str:
 
 def placements() -> str:
     """The sentence of each placement."""
-    return table(
-        ("placement", "where"), [(f"`{n}`", " ".join(inspect.getdoc(p).split())) for n, p in PLACEMENTS.items()]
-    )
+    return table(("placement", "where"), [(f"`{name}`", sentence(name)) for name in PLACEMENTS])
 
 
 # -- blocks.md ----------------------------------------------------------------------------------------------------

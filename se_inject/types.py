@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 SCHEMA_VERSION = 2
 
 CarrierKind = Literal["slot", "source", "append", "sequential_after", "wrap_output", "wrap_input", "graph"]
+INITS = ("identity", "absorb", "paper")  # the starts of a block
 REWRITTEN = ("source", "wrap_output", "wrap_input")  # the kinds whose module becomes an instance of a generated class
 Status = Literal["insert", "skip"]
 InputKind = Literal["batch", "list", "pair"]

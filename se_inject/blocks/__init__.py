@@ -5,8 +5,8 @@ whose output has the shape of its input. Its class needs torch and ``parts.py`` 
 a copy of both. A class of the user's own joins the table by ``register_block``.
 """
 
-from se_inject.blocks.block import INITS, Block
+from se_inject.blocks.block import Block
 from se_inject.blocks.custom import register_block
 from se_inject.blocks.table import BLOCKS, block_of, find_block, is_block
 
-__all__ = ["BLOCKS", "INITS", "Block", "block_of", "find_block", "is_block", "register_block"]
+__all__ = ["BLOCKS", "Block", "block_of", "find_block", "is_block", "register_block"]

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from se_inject.blocks.parts import GATES, LAYOUTS
-from se_inject.types import Reason, Site
+from se_inject.types import INITS, Reason, Site
 
-INITS = ("identity", "absorb", "paper")
 HIGHEST = {"Sigmoid": 1.0, "Hardsigmoid": 1.0, "TanhPlusOne": 2.0}  # of a gate's range, which starts at 0
 KNOWN = tuple(GATES.values())
 

@@ -52,7 +52,8 @@ def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 
 def _known(name: str | None) -> Iterable[str]:
     from se_inject.rules.presets import PRESETS
-    from se_inject.rules.schema import INITS, PLACEMENTS
+    from se_inject.rules.schema import PLACEMENTS
+    from se_inject.types import INITS
 
     if name == "model":
         from se_inject.models.zoos import known_models

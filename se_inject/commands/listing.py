@@ -27,13 +27,13 @@ def blocks() -> Rows:
 
 
 def placements() -> Rows:
-    from se_inject.search.placements import PLACEMENTS
+    from se_inject.search.placements import PLACEMENTS, sentence
 
     where = (
         "for depthwise blocks inner, other residual blocks standard, branches concat; conv where there are no blocks"
     )
     auto = {"placement": "auto", "where": where}
-    return [auto, *({"placement": n, "where": " ".join((p.__doc__ or "").split())} for n, p in PLACEMENTS.items())]
+    return [auto, *({"placement": name, "where": sentence(name)} for name in PLACEMENTS)]
 
 
 def presets() -> Rows:

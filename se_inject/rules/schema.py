@@ -15,12 +15,10 @@ from typing import Any
 
 from se_inject.errors import RulesError, closest, sentence
 from se_inject.rules.yaml_file import read_yaml
-from se_inject.types import BlockSpec, Site, to_dict
+from se_inject.search import placements
+from se_inject.types import INITS, BlockSpec, Site, to_dict
 
-PLACEMENTS = (
-    "auto", "standard", "pre", "post", "identity", "inner", "early", "conv", "concat", "sum", "stage", "input"
-)  # fmt: skip
-INITS = ("identity", "absorb", "paper")
+PLACEMENTS = ("auto", *placements.PLACEMENTS)
 SUFFIXES = (".yaml", ".yml", ".json")  # of a file of rules
 
 

@@ -15,7 +15,7 @@ from se_inject.search.candidates import Candidate, Flow
 from se_inject.search.carriers import Index, batch_norm, carrier, edge
 from se_inject.search.joins import Join
 from se_inject.search.ops import result, shape
-from se_inject.search.placements import PLACEMENTS
+from se_inject.search.placements import PLACEMENTS, finder
 from se_inject.trace.calls import CONTAINERS, Call, Trace, record_of
 from se_inject.trace.source import bypassing_condition
 from se_inject.types import Carrier, Reason, Site
@@ -35,7 +35,7 @@ class Found:
 def find_sites(trace: Trace, placements: Collection[str]) -> Found:
     """All sites of the given placements, in order of execution."""
     flow, index = Flow(trace.calls), Index(trace)
-    wanted = {p: [c for call in trace.calls for c in PLACEMENTS[p](flow, call)] for p in {*placements, *BLOCKS}}
+    wanted = {p: [c for call in trace.calls for c in finder(p)(flow, call)] for p in {*placements, *BLOCKS}}
     for candidate in (c for found in wanted.values() for c in found):
         _leave_container(candidate)
     # Stages are the resolutions of the blocks, whatever placement is asked for; of a model without blocks, all.

@@ -17,12 +17,12 @@ from timm.layers import cbam, eca, global_context, squeeze_excite
 from torch import nn
 
 import se_inject
-from se_inject.blocks import BLOCKS, INITS, Block, find_block
+from se_inject.blocks import BLOCKS, Block, find_block
 from se_inject.blocks.custom import REGISTERED
 from se_inject.cli import main
 from se_inject.errors import PlanMismatchError, RulesError
 from se_inject.output.folder import read_plan
-from se_inject.types import BlockSpec, Site, dump
+from se_inject.types import INITS, BlockSpec, Site, dump
 from tests.helpers import refused
 
 C = 32

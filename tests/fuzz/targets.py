@@ -22,7 +22,8 @@ import se_inject
 from se_inject.checkpoints.checkpoint import blocked_globals, read_state_dict
 from se_inject.output.plan_file import read_plan
 from se_inject.rules.presets import PRESETS
-from se_inject.rules.schema import FIELDS, INITS, PLACEMENTS, read
+from se_inject.rules.schema import FIELDS, PLACEMENTS, read
+from se_inject.types import INITS
 from tests.checkpoints.files import STATE, legacy, save_shards, write_zip
 
 

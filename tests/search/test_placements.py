@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 import se_inject
-from se_inject.search.placements import PLACEMENTS
+from se_inject.search.placements import PLACEMENTS, sentence
 from tests.helpers import randomise, refused
 from tests.nets import AdditiveUNet, Basic, Fn, MBConv, PassedShortcut, Projection, RepVGG, body, conv, unit
 
@@ -82,7 +82,7 @@ class Stages(nn.Module):
 
 
 def test_every_placement_has_a_description() -> None:
-    assert all(fn.__doc__ for fn in PLACEMENTS.values())
+    assert all(map(sentence, PLACEMENTS))
 
 
 def test_pre_takes_the_branch_and_not_the_shortcut() -> None:

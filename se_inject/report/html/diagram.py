@@ -7,26 +7,12 @@ from collections.abc import Iterable, Sequence
 from markupsafe import Markup
 
 from se_inject.report.tables import visible
+from se_inject.search.placements import PLACEMENTS
 from se_inject.types import Decision
 
 CELL, GAP = 14, 4
 FEW, MANY = 12, 18  # squares beside each other: 18 fit on a phone
 
-# What each placement's picture shows, left to right: (branch, shortcut, behind the join); "*" is the new block.
-# An empty shortcut is a plain wire, None means that the block has no join.
-PICTURES: dict[str, tuple[Sequence[str], Sequence[str] | None, Sequence[str], str]] = {
-    "standard": (("layers", "*"), (), (), "+"),
-    "pre": (("*", "layers"), (), (), "+"),
-    "post": (("layers",), (), ("*",), "+"),
-    "identity": (("layers",), ("*",), (), "+"),
-    "inner": (("spatial", "*", "1x1"), None, (), ""),
-    "early": (("1x1", "*", "spatial"), (), (), "+"),
-    "conv": (("conv", "*"), None, (), ""),
-    "concat": (("branch",), ("branch",), ("*",), "cat"),
-    "sum": (("branch",), ("branch",), ("*",), "+"),
-    "stage": (("stage", "*", "next"), None, (), ""),
-    "input": (("*", "network"), None, (), ""),
-}
 BOX, HIGH, WIRE = 62, 28, 20
 
 
@@ -57,9 +43,12 @@ def squares(decisions: Iterable[Decision], label: str) -> Markup:
 
 def placement(name: str, block: str, *, after: bool = True) -> Markup:
     """The block with or without the new node, drawn for its placement; empty for a placement without a picture."""
-    if name not in PICTURES:
+    if name not in PLACEMENTS:
         return Markup("")
-    upper, lower, behind, joint = PICTURES[name]
+    upper: Sequence[str]
+    lower: Sequence[str] | None
+    behind: Sequence[str]
+    upper, lower, behind, joint = PLACEMENTS[name]
     if not after:
         upper, behind = [n for n in upper if n != "*"], [n for n in behind if n != "*"]
         lower = None if lower is None else [n for n in lower if n != "*"]

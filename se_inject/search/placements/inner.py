@@ -1,4 +1,4 @@
-"""The placements beside the spatial convolution of a block: ``inner`` behind it, ``early`` in front of it."""
+"""Behind the spatial convolution of a block."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from se_inject.trace.calls import Call
 BETWEEN = {"norm", "act", "pass", "scale", "bias", "permute", "pool", "blur", "pad"}  # what stands between two layers
 
 
-def inner(flow: Flow, call: Call) -> Iterator[Candidate]:
+def find(flow: Flow, call: Call) -> Iterator[Candidate]:
     """After the spatial convolution of a block, its norm and activation, before the 1x1 convolution that follows
     (SE_3x3, MBConv, RegNetY); depthwise convolutions side by side count as one (GhostNet, RepViT)."""
     if call.node is not None and unit(call.node) is not None:
@@ -43,19 +43,6 @@ def inner(flow: Flow, call: Call) -> Iterator[Candidate]:
             projects=way.layer.outputs <= way.layer.inputs,
             gated=way.gated,
         )
-
-
-def early(flow: Flow, call: Call) -> Iterator[Candidate]:
-    """In front of the spatial convolution of a residual block, after the 1x1 convolution before it, its norm and
-    activation (SE-DarkNet)."""
-    for node in call.graph.nodes:
-        layer, join = unit(node), flow.around(call, node)
-        if layer is None or not layer.pointwise or join is None:
-            continue
-        way = follow(flow, call, node, depthwise=False)
-        if way.layer is not None and way.layer.spatial and is_map(way.place):
-            kernel, depthwise = way.layer.kernel, way.layer.depthwise
-            yield Candidate("early", call, way.place, layer.inputs, join, kernel, depthwise, gated=way.gated)
 
 
 def _block_input(node: fx.Node | None, layer: Op, join: Join | None) -> int:
