@@ -130,6 +130,7 @@ def save(
     formats: str | Iterable[str] = "safetensors",
     max_shard_size: str | int | None = None,
     force: bool = False,
+    discard_changes: bool = False,
     source: dict[str, Any] | None = None,
     inputs: Any = (),
 ) -> Report:
@@ -137,10 +138,11 @@ def save(
 
     All or nothing: built beside ``out``, read back and compared, then renamed. ``formats``: of ``safetensors``,
     ``adapter``, ``pt2``, ``onnx`` and ``timm``, a list or with commas. ``max_shard_size``: bytes or ``"5GB"``, above
-    which ``model.safetensors`` becomes several files; None is no limit. ``source``: where the weights came from, for
-    the report. ``inputs``: files that the output must not touch. A model that was trained meanwhile is saved as it is,
-    and the report says so. Raises ``WriteError``, ``VerifyError``, and ``SpliceError`` for a block that was taken
-    out by hand.
+    which ``model.safetensors`` becomes several files; None is no limit. ``force``: replace an earlier output, unless
+    something in it was changed or added since; ``discard_changes``: replace it all the same. ``source``: where the
+    weights came from, for the report. ``inputs``: files that the output must not touch. A model that was trained
+    meanwhile is saved as it is, and the report says so. Raises ``WriteError``, ``VerifyError``, and ``SpliceError`` for
+    a block that was taken out by hand.
 
     >>> save(result, "out", formats=("safetensors", "onnx"))
     """
@@ -150,7 +152,7 @@ def save(
     injection = replace(injection, plan=report.plan, report=report)
     return store.save(
         injection, Path(out), formats=formats, max_shard_size=max_shard_size, force=force, source=source, inputs=read,
-        hashes=hashes,
+        hashes=hashes, discard_changes=discard_changes,
     )  # fmt: skip
 
 
@@ -163,15 +165,18 @@ def load(out: str | Path, model: nn.Module | None = None) -> nn.Module:
     return store.load(Path(out), independent_copy(model, {}) if model is not None else None)
 
 
-def save_adapter(model: nn.Module, out: str | Path, *, changed: bool = False, force: bool = False) -> None:
+def save_adapter(
+    model: nn.Module, out: str | Path, *, changed: bool = False, force: bool = False, discard_changes: bool = False
+) -> None:
     """Write the new weights of a rewritten model alone, for instance after training, with the plan to the folder.
 
     ``changed``: write tensors of the base that training moved as well (a new head, running statistics); without it
-    they are refused, since the adapter would not give the model back. Raises ``WriteError``, ``SpliceError``.
+    they are refused, since the adapter would not give the model back. ``force``, ``discard_changes``: as for ``save``.
+    Raises ``WriteError``, ``SpliceError``.
 
     >>> save_adapter(result.model, "adapter")
     """
-    adapter.save(unwrap(model), Path(out), changed=changed, force=force)
+    adapter.save(unwrap(model), Path(out), changed=changed, force=force, discard_changes=discard_changes)
 
 
 def load_adapter(model: nn.Module, folder: str | Path, *, inplace: bool = False, strict: bool = True) -> nn.Module:

@@ -92,6 +92,8 @@ REASONS: dict[str, str] = {
     "overhead": "parameters or MACs did not grow by what the blocks account for",
     "missing": "a file is missing",
     "foreign": "a file holds what is not ours, and is not loaded",
+    "not-opened": "a file has not the hash that it was written with, or is not listed, and is not opened",
+    "not-run": "running a file was not asked for",
     "trained": "the weights moved since the blocks were inserted",
     "unchecked": "it was written without checks",
     # refusals: why a model of a sweep or an entry of a batch has no result

@@ -266,7 +266,6 @@ class Artifact:
     """A file that was written, by its path in the output folder."""
 
     path: str
-    sha256: str
     bytes: int
 
 

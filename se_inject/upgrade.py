@@ -99,12 +99,14 @@ def upgrade(data: Any) -> Any:
 
 
 def _from_1(data: dict[str, Any]) -> dict[str, Any]:
-    """Carriers and two fields of a site got other names, reasons a code, inputs became data, and the text before a
-    rewrite is kept."""
+    """Carriers and two fields of a site got other names, reasons a code, inputs became data, the text before a rewrite
+    is kept, and the hashes of the files went to ``SHA256SUMS``."""
     if "plan" in data:
         rewritten = {cls: {"before": "", "after": text} for cls, text in data.get("rewritten", {}).items()}
         gates = [{**gate, "note": _reason_from_1(gate.get("note", ""))} for gate in data.get("gates", [])]
-        return {**data, "schema": 2, "plan": upgrade(data["plan"]), "rewritten": rewritten, "gates": gates}
+        files = [{"path": file["path"], "bytes": file["bytes"]} for file in data.get("artifacts", [])]
+        changed = {"plan": upgrade(data["plan"]), "rewritten": rewritten, "gates": gates, "artifacts": files}
+        return {**data, "schema": 2, **changed}
     decisions = [
         {**decision, "site": _site_from_1(decision["site"]), "reason": _reason_from_1(decision["reason"])}
         for decision in data["decisions"]

@@ -15,9 +15,11 @@ import torch
 from torch import nn
 
 from se_inject.errors import RulesError
+from se_inject.hashing import sha256
 from se_inject.models import loading
 from se_inject.models.loading import Loaded
 from se_inject.models.request import WeightsRequest
+from se_inject.output.sums import SUMS, sums_text
 from se_inject.types import Reason
 from tests.rewording import REWORDED
 
@@ -59,6 +61,13 @@ def refused(code: str, text: str = "") -> Iterator[None]:
         yield
     assert caught.value.code == code
     assert REWORDED or re.search(text, str(caught.value)), caught.value
+
+
+def reseal(folder: Path) -> None:
+    """The sums of an output anew, as one who changed its files would make them."""
+    files = {p.relative_to(folder).as_posix(): sha256(p) for p in folder.rglob("*") if p.is_file()}
+    files.pop(SUMS, None)
+    (folder / SUMS).write_bytes(sums_text(files))
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -22,7 +22,7 @@ COMMANDS = (
     "verify out",
     "report out --format html",
 )
-FILES = {"model.safetensors", "modeling.py", "plan.json", "report.html", "report.json", "report.md"}
+FILES = {"SHA256SUMS", "model.safetensors", "modeling.py", "plan.json", "report.html", "report.json", "report.md"}
 ASK = (
     "import se_inject, importlib.metadata as m;print(se_inject.__file__, se_inject.__version__, m.version('se_inject'))"
 )

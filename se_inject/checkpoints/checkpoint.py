@@ -18,6 +18,8 @@ from se_inject.checkpoints.safetensors_file import read_safetensors
 from se_inject.checkpoints.shards import read_shards
 from se_inject.checkpoints.torch_file import SCANNERS, read_torch
 from se_inject.checkpoints.wrappers import unwrap
+from se_inject.errors import LoadError
+from se_inject.hashing import sha256
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,15 @@ def read_state_dict(
         ema=averaged,
         globals=content.globals,
     )
+
+
+def require_sha256(path: str | os.PathLike[str], wanted: str) -> None:
+    """Raise ``LoadError`` unless the weights file at ``path`` has this hash; nothing in it is parsed before."""
+    file = locate(path)
+    if file.is_file() and (found := sha256(file)) != wanted:
+        raise LoadError(f"{file}: its SHA-256 is {found}, and --sha256 wants {wanted}: it is another file.")
+    if readable(file).name == "shards":
+        raise LoadError(f"{file}: --sha256 is of one file, and this index names others; give a file with all weights.")
 
 
 def blocked_globals(path: str | os.PathLike[str]) -> tuple[str, ...]:

@@ -41,7 +41,12 @@ from se_inject.cli.terminal import Terminal
     help="Run on this Ray cluster, whose nodes see the same files: auto, or host:port.",
 )
 @of_output("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the output folders.")
-@of_output("--force", is_flag=True, help="Replace outputs of other weights, rules or versions.")
+@of_output(
+    "--force",
+    is_flag=True,
+    help="Replace outputs of other weights, rules or versions, unless you changed or added something in them.",
+)
+@of_output("--discard-changes", is_flag=True, help="Replace them all the same: what you changed or added is lost.")
 @of_output("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
 @output_options(steps=4)  # manifest, hashes, memory, convert
 def batch(
@@ -54,6 +59,7 @@ def batch(
     memory: str | None,
     ray: str | None,
     force: bool,
+    discard_changes: bool,
     dry_run: bool,
     screen: Terminal,
 ) -> None:
@@ -80,7 +86,7 @@ def batch(
         manifest,
         output,
         factories=factories,
-        options=Options(blocks, allow_pickle, force),
+        options=Options(blocks, allow_pickle, force or discard_changes, discard_changes),
         workers=jobs or 0,
         memory=parse_size(memory, "--memory"),
         ray=ray,

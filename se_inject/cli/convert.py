@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from se_inject.cli.options import model_options, of_output, of_rules, output_options, rule_options
+from se_inject.cli.options import model_options, of_output, of_rules, output_options, replace_options, rule_options
 from se_inject.cli.parts import command
 from se_inject.cli.terminal import Terminal
 from se_inject.commands.request import ModelRequest
@@ -27,7 +27,7 @@ from se_inject.commands.request import ModelRequest
     help="safetensors, adapter, pt2, onnx, timm.",
 )
 @of_output("--max-shard-size", metavar="SIZE", help="Split model.safetensors above this size: 5GB.")
-@of_output("--force", is_flag=True, help="Replace an earlier output.")
+@replace_options
 @of_output("--verify/--no-verify", "check", default=True, show_default=True, help="Run the checks.")
 @output_options()
 def convert(
@@ -36,6 +36,7 @@ def convert(
     formats: str,
     max_shard_size: str | None,
     force: bool,
+    discard_changes: bool,
     check: bool,
     screen: Terminal,
     **given: Any,
@@ -61,6 +62,7 @@ def convert(
         formats=formats,
         max_shard_size=max_shard_size,
         force=force,
+        discard_changes=discard_changes,
         check=check,
         screen=screen,
     )

@@ -17,6 +17,7 @@ from se_inject.cli.parts import Option
 from se_inject.cli.terminal import Terminal
 from se_inject.commands import request
 from se_inject.commands.request import InputRequest, ModelRequest, RulesRequest
+from se_inject.hashing import parse_sha256
 from se_inject.models.request import WeightsRequest, flag, parse_model_args
 from se_inject.types import InputKind
 
@@ -25,6 +26,13 @@ def ratio(ctx: click.Context, param: click.Parameter, value: float | None) -> fl
     if value is not None and not (math.isfinite(value) and value >= 1 / 8):
         raise click.BadParameter(f"{value:g} is not a number from 0.125 on; 16 makes 256 channels 16.")
     return value
+
+
+def digest(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    try:
+        return parse_sha256(value) if value is not None else None
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from error
 
 
 def parsed(read: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -89,6 +97,7 @@ PARTICULAR: dict[str, dict[str, Any]] = {
     "input_size": {"callback": parsed(request.sides)},
     "block_args": {"callback": block_args},
     "ratio": {"callback": ratio},
+    "sha256": {"callback": digest},
     "stages": {"callback": parsed(lambda text: request.numbers(text, "--stages", "3,4"))},
     "budget": {"callback": parsed(request.shares)},
     **{name: {"shell_complete": complete} for name in ("rules", "placement", "block", "init")},
@@ -126,6 +135,14 @@ base_options = options(
         help="A class that the plan names as a block; repeatable.",
     ),
 )  # fmt: skip
+
+
+replace_options = options(
+    of_output("--force", is_flag=True, help="Replace an earlier output, unless you changed or added something in it."),
+    of_output(
+        "--discard-changes", is_flag=True, help="Replace it all the same: what you changed or added there is lost."
+    ),
+)
 
 
 def output_options(steps: int = 8) -> Callable[..., Any]:

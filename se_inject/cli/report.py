@@ -21,10 +21,19 @@ from se_inject.cli.terminal import Terminal
     help="terminal (default), md, json or html.",
 )
 @of_output("-o", "--output", type=click.Path(path_type=Path), help="Write it to this file; not for the terminal.")
-@of_output("--force", is_flag=True, help="Replace an earlier file.")
+@of_output("--force", is_flag=True, help="Replace an earlier file; in FOLDER, unless you changed it.")
+@of_output("--discard-changes", is_flag=True, help="Replace it all the same: what you changed there is lost.")
 @of_output("--all", "show_all", is_flag=True, help="List every skip, not only their number by reason.")
 @output_options()
-def report(folder: Path, kind: str | None, output: Path | None, force: bool, show_all: bool, screen: Terminal) -> None:
+def report(
+    folder: Path,
+    kind: str | None,
+    output: Path | None,
+    force: bool,
+    discard_changes: bool,
+    show_all: bool,
+    screen: Terminal,
+) -> None:
     """Show the report of an output FOLDER.
 
     \b
@@ -42,7 +51,8 @@ def report(folder: Path, kind: str | None, output: Path | None, force: bool, sho
     if output is not None and kind == "terminal":
         raise click.UsageError("-o goes with --format md, json or html.")
     if output is not None:
-        work.write_report(folder, kind, output, force=force)
+        for said in work.write_report(folder, kind, output, force=force, discard_changes=discard_changes):
+            screen.warn(said)
         screen.line(f"Written to {output}")
     elif kind == "terminal":
         screen.report(work.read_report(folder), None, show_all=show_all)

@@ -66,6 +66,7 @@ def convert(
     formats: str | Iterable[str] = "safetensors",
     max_shard_size: str | None = None,
     force: bool = False,
+    discard_changes: bool = False,
     check: bool = True,
     screen: Screen,
     origin: Mapping[str, Any] | None = None,
@@ -73,7 +74,7 @@ def convert(
     """Load, plan or read a plan, splice, check, write; ``origin`` is told beside where the weights are from."""
     wanted, limit = format_names(formats), parse_size(max_shard_size)
     read_files = existing(request.weights.checkpoint, request.rules.rules, plan_file)
-    check_output(output, force=force, inputs=read_files)
+    check_output(output, force=force, discard_changes=discard_changes, inputs=read_files)
     given = _followed(request, plan_file) if plan_file else read_rules(request.rules)
     loaded = load(request, screen, weights_needed=True)
     model = unwrap(loaded.model)
@@ -91,6 +92,7 @@ def convert(
             formats=wanted,
             max_shard_size=limit,
             force=force,
+            discard_changes=discard_changes,
             source={**loaded.source, **(origin or {})},
             inputs=read_files,
             advance=screen.advance,

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import nn
 
-from se_inject.checkpoints.checkpoint import blocked_globals
+from se_inject.checkpoints.checkpoint import blocked_globals, require_sha256
 from se_inject.commands.request import ModelRequest, RulesRequest
 from se_inject.errors import LoadError, PlanMismatchError, RulesError, SEInjectError, TraceError, one_line
 from se_inject.inputs import Inputs, dtype_of, from_shape
@@ -52,6 +52,8 @@ class Listener:
 def load(request: ModelRequest, screen: Screen, *, weights_needed: bool) -> Loaded:
     screen.step("load")
     weights = request.weights
+    if weights.checkpoint is not None and weights.sha256:
+        require_sha256(weights.checkpoint, weights.sha256)
     if weights.allow_pickle and weights.checkpoint is not None and (names := blocked_globals(weights.checkpoint)):
         screen.warn(f"--allow-pickle: {weights.checkpoint.name} runs {', '.join(names)}")
     torch.manual_seed(request.seed)  # random weights come from the global generator

@@ -15,18 +15,26 @@ from se_inject.surgery import splice
 
 
 def remove(
-    folder: Path, output: Path, base: str | None, model_args: Mapping[str, Any], *, force: bool, screen: Screen
+    folder: Path,
+    output: Path,
+    base: str | None,
+    model_args: Mapping[str, Any],
+    *,
+    force: bool,
+    discard_changes: bool = False,
+    screen: Screen,
 ) -> dict[str, Any]:
     """Write the base model's weights from an output folder."""
     files = [folder]
-    check_output(output, force=force, inputs=files)
+    check_output(output, force=force, discard_changes=discard_changes, inputs=files)
     screen.step("load")
     with trusting(folder):
         model, made = open_folder(folder, base, model_args)
         screen.step("remove")
         state = splice.remove(model, inplace=True).state_dict()
     same = sum(baseline.digest(t) == made.baseline.tensors.get(name) for name, t in state.items())
-    write(output, weights_files(state, advance=screen.advance), force=force, inputs=files)
+    weights = weights_files(state, advance=screen.advance)
+    write(output, weights, force=force, discard_changes=discard_changes, inputs=files)
     total = len(state)
     known = (
         f"{same} of {total} tensors have the hashes of the original" if made.baseline.tensors else f"{total} tensors"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from se_inject.commands.files import check_file, write_file
 from se_inject.errors import LoadError
-from se_inject.hashing import sha256
+from se_inject.output.adding import add_files
 from se_inject.output.names import HTML, MARKDOWN, REPORT
 from se_inject.report import formats
 from se_inject.report.html.page import to_html
-from se_inject.types import Check, Report
+from se_inject.types import Report
 
 RENDERERS = {"md": formats.to_markdown, "json": formats.to_json, "html": to_html}
 
@@ -27,19 +27,18 @@ def read_report(folder: Path) -> Report:
     return formats.from_json(text)
 
 
-def files_check(folder: Path, report: Report) -> Check:
-    """Whether the files of an output are those that its report lists."""
-    for artifact in report.artifacts:
-        path = folder / artifact.path
-        if not path.is_file():
-            return Check("files", False, f"{artifact.path} is missing", "missing")
-        if sha256(path) != artifact.sha256:
-            return Check("files", False, f"{artifact.path} is not the file that was written", "differs")
-    return Check("files", True, f"{len(report.artifacts)} files have the hashes of the report")
+def write_report(
+    folder: Path, kind: str, output: Path, *, force: bool, discard_changes: bool = False
+) -> tuple[str, ...]:
+    """The rendered report as a file of its own; what there is to say about it.
 
-
-def write_report(folder: Path, kind: str, output: Path, *, force: bool) -> None:
-    """The rendered report as a file of its own."""
-    found = read_report(folder)
-    check_file(output, force, [path for path in folder.iterdir() if path.name not in (MARKDOWN, HTML)])
-    write_file(output, RENDERERS[kind](found))
+    In the folder itself it is one more file of the output, listed in its sums.
+    """
+    text = RENDERERS[kind](read_report(folder))
+    inputs = [path for path in folder.iterdir() if path.name not in (MARKDOWN, HTML)]
+    check_file(output, True, inputs)
+    if output.parent.samefile(folder):
+        return add_files(folder, {output.name: text.encode()}, force=force, discard_changes=discard_changes)
+    check_file(output, force or discard_changes, inputs)
+    write_file(output, text)
+    return ()

@@ -55,8 +55,8 @@ def load_model(request: WeightsRequest, *, allow_factory: bool = False, weights_
         "--random-init": request.random_init,
     }
     _one_of([name for name, given in asked.items() if given], list(asked), weights_needed)
-    if request.checkpoint is None and (request.allow_missing or request.ema is not None):
-        raise LoadError("--allow-missing, --ema and --no-ema are about a --checkpoint, and none is given.")
+    if request.checkpoint is None and (request.allow_missing or request.sha256 or request.ema is not None):
+        raise LoadError("--allow-missing, --sha256, --ema and --no-ema are about a --checkpoint, and none is given.")
 
     def build() -> nn.Module:
         return build_model(spec, args, pretrained=request.pretrained, allow_factory=allow_factory)

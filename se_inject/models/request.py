@@ -35,6 +35,7 @@ class WeightsRequest:
     model_args: Mapping[str, Any] = option(dict, "Constructor option; repeatable.", "KEY=VALUE", "--model-arg")
     pretrained: bool = option(False, "Weights that the library downloads.")
     checkpoint: Path | None = option(None, "Weights: a torch or safetensors file, an index of shards, or a folder.")
+    sha256: str | None = option(None, "Hash that the checkpoint must have, before it is read.", "HEX")
     random_init: bool = option(False, "Random weights, on purpose.")
     allow_missing: tuple[str, ...] = option((), "Keys the checkpoint may lack; repeatable.", "GLOB")
     ema: bool | None = option(None, "Averaged or raw weights, where a checkpoint has both.")

@@ -3,6 +3,9 @@
 The files are made in a fresh folder beside the target, on the same file system, flushed to the disk, and renamed into
 place. A run that is killed leaves at most folders named ``.se-inject-<hash of the target's name>-<token>.new`` or
 ``.old``; the next run for the same target removes the first and, if the target is missing, puts the second back.
+
+The last file is ``SHA256SUMS`` of all others. An earlier output is replaced when by its sums nothing in it is the
+user's work.
 """
 
 from __future__ import annotations
@@ -14,42 +17,44 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from se_inject.errors import WriteError
 from se_inject.hashing import sha256
+from se_inject.output.adding import NOT_OURS, complete
+from se_inject.output.disk import locked, sync
+from se_inject.output.sums import SIGNATURE, SUMS, sums_text, users_work
 from se_inject.output.tensors import read_tensors, tensors_writer
-from se_inject.output.weights import INDEX, SHARD
-from se_inject.types import Artifact
 
 __all__ = ["check_output", "read_tensors", "recover", "tensors_writer", "write"]
 
 Content = bytes | Callable[[Path], None]
 
-# What an earlier output may hold: force replaces a folder of these, never one with files that we did not write.
-WEIGHTS = {"model.safetensors", "adapter.safetensors", "model.pt2", "model.onnx", "timm"}
-OUTPUTS = WEIGHTS | {"plan.json", "modeling.py", "report.json", "report.md", "report.html", "__pycache__", INDEX}
-TIMM = {"config.json", "model.safetensors"}  # in the folder `timm`
-
 
 def write(
-    out: Path, files: Mapping[str, Content], *, force: bool = False, inputs: Sequence[Path] = ()
-) -> tuple[Artifact, ...]:
-    """Make the folder ``out`` with ``files`` in it, or change nothing at all.
+    out: Path,
+    files: Mapping[str, Content],
+    *,
+    force: bool = False,
+    discard_changes: bool = False,
+    inputs: Sequence[Path] = (),
+) -> dict[str, str]:
+    """Make the folder ``out`` with ``files`` and their ``SHA256SUMS`` in it, or change nothing at all.
 
     ``files``: path inside the folder -> its bytes, or a function that writes the file at the path it is given; made in
     this order, so a later one may read an earlier.
-    ``force``: an earlier output at ``out`` is replaced; a link at ``out`` is replaced itself, what it points to stays.
+    ``force``: an earlier output at ``out`` that is wholly ours is replaced; a link at ``out`` is replaced itself, what
+    it points to stays. ``discard_changes``: any folder is replaced, with the user's work in it.
     ``inputs``: files and folders that this run reads, which the output must not touch. Missing parents are made.
-    Modes follow the umask. Returns the files written, sorted by path. Raises ``WriteError``.
+    Modes follow the umask. Returns the hashes of the files, by path. Raises ``WriteError``.
 
     >>> write(Path("out"), {"plan.json": b"{}", "model.safetensors": tensors_writer(model.state_dict())})
     """
     for name in files:
-        _check_name(name)
+        check_name(name)
     out = _absolute(out)
-    check_output(out, names=files, force=force, inputs=inputs)
+    check_output(out, force=force, discard_changes=discard_changes, inputs=inputs)
     made: list[Path] = []
     done = False
     try:
@@ -57,16 +62,16 @@ def write(
             made.append(folder)
             folder.mkdir(exist_ok=True)
         with _workspace(out) as (new, old):
-            artifacts = _build(new, files)
-            with _locked(out.parent):
-                _refuse(out, files, force, inputs)  # again: it may have appeared meanwhile
+            sums = _build(new, files)
+            with locked(out.parent):
+                _refuse(out, force, discard_changes, inputs)  # again: it may have appeared meanwhile
                 if os.path.lexists(out):
                     os.rename(out, old)
                 os.rename(new, out)
                 done = True
                 _delete(old)
-            _sync(out.parent)
-        return artifacts
+            sync(out.parent)
+        return sums
     except OSError as error:
         raise WriteError(f"cannot write {out}: {error.strerror or error}.") from error
     finally:
@@ -76,17 +81,20 @@ def write(
                     folder.rmdir()
 
 
-def check_output(out: Path, *, names: Iterable[str] = (), force: bool = False, inputs: Sequence[Path] = ()) -> None:
-    """Refuse, before any work is done, an ``out`` that ``write`` would refuse; put right what a killed run left there.
+def check_output(out: Path, *, force: bool = False, discard_changes: bool = False, inputs: Sequence[Path] = ()) -> None:
+    """Refuse, before any work is done, an ``out`` that ``write`` would refuse; put right what killed runs left there.
 
-    ``names``: further files that an earlier output may hold. Raises ``WriteError``.
+    Raises ``WriteError``.
     """
     out = _absolute(out)
     try:
         if out.parent.is_dir():
-            with _locked(out.parent):
+            with locked(out.parent):
                 _recover(out.parent, [out.name])
-        _refuse(out, names, force, inputs)
+        if out.is_dir():
+            with locked(out):
+                complete(out)
+        _refuse(out, force, discard_changes, inputs)
         folder = next(parent for parent in out.parents if os.path.lexists(parent))
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
             raise WriteError(f"cannot write {out}: {folder} is not writable.")
@@ -94,7 +102,7 @@ def check_output(out: Path, *, names: Iterable[str] = (), force: bool = False, i
         raise WriteError(f"cannot write {out}: {error.strerror or error}.") from error
 
 
-def _refuse(out: Path, names: Iterable[str], force: bool, inputs: Sequence[Path]) -> None:
+def _refuse(out: Path, force: bool, discard_changes: bool, inputs: Sequence[Path]) -> None:
     for path in map(_absolute, inputs):
         if touching := _touches(out, path):
             raise WriteError(f"output {out} {touching} the input {path}; choose another output folder.")
@@ -103,19 +111,12 @@ def _refuse(out: Path, names: Iterable[str], force: bool, inputs: Sequence[Path]
     kind = "link" if out.is_symlink() else "folder" if out.is_dir() else "file"
     if kind == "file":
         raise WriteError(f"output {out} is a file; the output is a folder, choose another path.")
+    if discard_changes:
+        return
     if not force:
         raise WriteError(f"output {out} exists ({kind}); choose another path, or replace it with --force (force=True).")
-    known = OUTPUTS | {PurePosixPath(name).parts[0] for name in names}
-    if kind == "folder" and (foreign := _foreign(out, known)):
-        raise WriteError(f"output {out} holds {foreign[0]!r}, which is not ours to delete; move it, or choose another.")
-
-
-def _foreign(out: Path, known: Collection[str]) -> list[str]:
-    """What a folder holds that an earlier run did not write."""
-    found = [name for name in os.listdir(out) if name not in known and not SHARD.fullmatch(name)]
-    if (out / "timm").is_dir():
-        found += [f"timm/{name}" for name in os.listdir(out / "timm") if name not in TIMM]
-    return sorted(found)
+    if kind == "folder" and (found := users_work(out)):
+        raise WriteError(f"output {out} holds {found[0]!a}, {NOT_OURS}")
 
 
 def _absolute(path: Path) -> Path:
@@ -127,9 +128,10 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
     parts = PurePosixPath(name).parts
-    if not parts or "\0" in name or "\\" in name or name.startswith("/") or ".." in parts or "/".join(parts) != name:
+    odd = "\\" in name or not name.isprintable() or name != name.strip() or name in (SUMS, SIGNATURE)
+    if odd or not parts or name.startswith("/") or ".." in parts or "/".join(parts) != name:
         raise WriteError(f"{name!r} is no path of a file inside the output folder.")
 
 
@@ -160,18 +162,6 @@ def _missing(folder: Path) -> list[Path]:
     return missing
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One run at a time looks at leftovers or renames; short, so others wait. Without locks (NFS) it goes on."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
 def _prefix(out: Path) -> str:
     return f".se-inject-{hashlib.sha256(os.fsencode(out.name)).hexdigest()[:12]}-"
 
@@ -186,7 +176,7 @@ def _workspace(out: Path) -> Iterator[tuple[Path, Path]]:
     new, old = stem.with_name(stem.name + ".new"), stem.with_name(stem.name + ".old")
     handle = -1
     try:
-        with _locked(out.parent):
+        with locked(out.parent):
             new.mkdir()
             handle = os.open(new, os.O_RDONLY)
             with contextlib.suppress(OSError):
@@ -200,11 +190,15 @@ def _workspace(out: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def recover(folder: Path, names: Iterable[str]) -> None:
-    """Put right what killed runs left in ``folder``, for the targets of these names. Raises ``WriteError``."""
+    """Put right what killed runs left in ``folder``, for the targets of these names, and for files that were added.
+
+    Raises ``WriteError``.
+    """
     folder = _real(folder)
     try:
-        with _locked(folder):
+        with locked(folder):
             _recover(folder, names)
+            complete(folder)
     except OSError as error:
         raise WriteError(f"cannot write {folder}: {error.strerror or error}.") from error
 
@@ -250,10 +244,11 @@ def _delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _build(folder: Path, files: Mapping[str, Content]) -> tuple[Artifact, ...]:
+def _build(folder: Path, files: Mapping[str, Content]) -> dict[str, str]:
     mode = stat.S_IMODE(folder.stat().st_mode) & 0o666  # mkdir applied the umask; safetensors writes 0600
-    artifacts = []
-    for name, content in files.items():
+    sums: dict[str, str] = {}
+    seal: Callable[[Path], object] = lambda path: path.write_bytes(sums_text(sums))  # noqa: E731
+    for name, content in [*files.items(), (SUMS, seal)]:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, bytes):
@@ -263,19 +258,12 @@ def _build(folder: Path, files: Mapping[str, Content]) -> tuple[Artifact, ...]:
         if path.is_symlink() or not path.is_file():
             raise WriteError(f"the writer of {name!r} made no file.")
         path.chmod(mode)
-        _sync(path)
-        artifacts.append(Artifact(name, sha256(path), path.stat().st_size))
+        sync(path)
+        if name != SUMS:
+            sums[name] = sha256(path)
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
-    if extra := sorted(found - set(files)):
+    if extra := sorted(found - {*files, SUMS}):
         raise WriteError(f"a writer made a file that was not asked for: {extra[0]!r}.")
     for path in (folder, *(p for p in folder.rglob("*") if p.is_dir())):
-        _sync(path)
-    return tuple(sorted(artifacts, key=lambda artifact: artifact.path))
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(path)
+    return dict(sorted(sums.items()))

@@ -11,7 +11,6 @@ from torch import nn
 
 from se_inject.checkpoints.wrappers import Keys
 from se_inject.errors import LoadError, VerifyError
-from se_inject.hashing import sha256
 from se_inject.injection.inject import Injection
 from se_inject.models.assign import assign, build_empty, lacks_values
 from se_inject.models.zoos import build_model
@@ -38,6 +37,7 @@ def save(
     formats: str | Iterable[str] = "safetensors",
     max_shard_size: str | int | None = None,
     force: bool = False,
+    discard_changes: bool = False,
     source: dict[str, Any] | None = None,
     inputs: Sequence[Path] = (),
     hashes: Mapping[str, str] | None = None,
@@ -51,7 +51,7 @@ def save(
     from se_inject.report import formats as renderers
     from se_inject.report.html.page import to_html
 
-    check_output(out, force=force, inputs=inputs)  # before an export that takes long
+    check_output(out, force=force, discard_changes=discard_changes, inputs=inputs)  # before an export that takes long
     plan, report = injection.plan, replace(injection.report, source=source or {})
     limit = parse_size(max_shard_size)
     subject = Subject(
@@ -79,7 +79,7 @@ def save(
     files[REPORT] = finish
     files[MARKDOWN] = lambda path: _write_text(path, renderers.to_markdown(report))
     files[HTML] = lambda path: _write_text(path, to_html(report))
-    write(out, files, force=force, inputs=inputs)
+    write(out, files, force=force, discard_changes=discard_changes, inputs=inputs)
     return report
 
 
@@ -88,11 +88,11 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _artifacts(folder: Path) -> tuple[Artifact, ...]:
-    """The files written so far; the reports come after them and are not listed in themselves."""
+    """The files written so far; the reports, and the sums of all, come after them."""
     found = []
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in REPORTS:
-            found.append(Artifact(path.relative_to(folder).as_posix(), sha256(path), path.stat().st_size))
+            found.append(Artifact(path.relative_to(folder).as_posix(), path.stat().st_size))
     return tuple(found)
 
 

@@ -63,8 +63,8 @@ def to_markdown(report: Report) -> str:
     if report.source:
         parts += ["## Weights", _list(f"{escape(key)}: {name(value)}" for key, value in tables.facts(report.source))]
     if report.artifacts:
-        rows = ((name(a.path), tables.size(a.bytes), name(a.sha256)) for a in report.artifacts)
-        parts += ["## Files", _table(("file", "size", "SHA-256"), rows)]
+        sizes = ((name(a.path), tables.size(a.bytes)) for a in report.artifacts)
+        parts += ["## Files", _table(("file", "size"), sizes)]
     if report.rewritten:
         parts.append("## Rewritten methods")
         for cls, source in sorted(report.rewritten.items()):

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from se_inject.cli import main
+from se_inject.output.sums import read_sums
 from tests.checkpoints.files import refused, save_legacy, save_shards
 from tests.helpers import randomise
 
@@ -34,11 +35,11 @@ def net() -> nn.Module:
 
 
 def convert(path: Path, out: Path, *options: str) -> dict[str, Any]:
-    """The report of ``se-inject convert`` with the weights at ``path``."""
+    """The report of ``se-inject convert`` with the weights at ``path``, and the sums of what it wrote."""
     given = ["--checkpoint", str(path), "--input-size", "3,32,32", "--no-verify", "-o", str(out), "--json"]
     result = CliRunner().invoke(main, ["convert", SPEC, *given, *options])
     assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+    return {**json.loads(result.stdout), "sums": read_sums(out)}
 
 
 def prefixed(prefix: str, state: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +171,7 @@ def expected(root: Path) -> str:
 
 
 def hash_of(report: dict[str, Any]) -> str:
-    return next(file["sha256"] for file in report["artifacts"] if file["path"] == "model.safetensors")
+    return str(report["sums"]["model.safetensors"])
 
 
 @pytest.mark.parametrize("form", FORMS)

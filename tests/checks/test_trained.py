@@ -19,7 +19,7 @@ from se_inject.checks.reference import digest, digests
 from se_inject.cli import main
 from se_inject.errors import SpliceError
 from se_inject.output.formats import adapter
-from tests.helpers import randomise
+from tests.helpers import randomise, reseal
 
 SIZE, NAME, ARGUMENTS = (3, 64, 64), "resnet10t", {"num_classes": 3}
 
@@ -99,6 +99,7 @@ def test_another_weight_than_was_saved_is_found(tmp_path: Path, name: str) -> No
     tensors = load_file(file)
     tensors[name] = tensors[name] + 1
     save_file(tensors, file)
+    reseal(tmp_path / "out")
     verified = verify(tmp_path / "out")
     assert verified.exit_code == 1
     assert f"1 tensors are not those that were saved, the first is {name}" in verified.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import contextlib
+import hashlib
 import importlib
 import json
 import os
@@ -34,7 +35,7 @@ from se_inject.output import atomic as write_module
 from se_inject.output.formats import whole
 from se_inject.reasons import REASONS
 from se_inject.surgery import splice
-from tests.helpers import ROOT
+from tests.helpers import ROOT, reseal
 from tests.processes import Started
 
 NETS = """
@@ -115,7 +116,7 @@ WIDTH = 3
 """
 TINY = ["cli_nets:make", "--input-size", "3,16,16"]
 RANDOM = [*TINY, "--random-init"]
-FILES = ["model.safetensors", "modeling.py", "plan.json", "report.html", "report.json", "report.md"]
+FILES = ["SHA256SUMS", "model.safetensors", "modeling.py", "plan.json", "report.html", "report.json", "report.md"]
 
 
 class Shell:
@@ -290,8 +291,26 @@ def test_verify_fails_on_changed_weights(here: Path) -> None:
     save_file(state, "out/model.safetensors")
     result = run("verify", "out", "--model", "cli_nets:make")
     assert result.exit_code == 1
-    assert "FAIL  files" in result.stdout and "FAIL  keys" in result.stdout
+    assert "FAIL  files" in result.stdout and "not opened: model.safetensors has not the hash of" in result.stdout
+    assert "keys" not in result.stdout
+    reseal(Path("out"))
+    result = run("verify", "out", "--model", "cli_nets:make")
+    assert "pass  files" in result.stdout and "FAIL  keys" in result.stdout
     assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
+
+
+def test_a_checkpoint_of_another_hash_is_not_parsed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is compared before anything is read out of the file, with --allow-pickle too."""
+    good, payload = (hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in ("good.pth", "payload.pth"))
+    ok("convert", *TINY, "--checkpoint", "good.pth", "--sha256", good.upper(), "-o", "o")
+    with monkeypatch.context() as patch:
+        for name in ("readable", "read_state_dict"):
+            patch.setattr(f"se_inject.checkpoints.checkpoint.{name}", lambda *args, **how: pytest.fail("parsed"))
+        result = run("convert", *TINY, "--checkpoint", "payload.pth", "--sha256", good, "--allow-pickle", "-o", "p")
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert f"its SHA-256 is {payload}, and --sha256 wants {good}" in result.stderr and not Path("p").exists()
+    assert "--sha256 is of a --checkpoint" in run("convert", *RANDOM, "--sha256", good, "-o", "p").stderr
+    assert run("convert", *TINY, "--checkpoint", "good.pth", "--sha256", "12ab", "-o", "p").exit_code == 2
 
 
 def test_no_verify_is_said(here: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import html
 import io
 import json
@@ -34,6 +35,7 @@ from se_inject.commands.batch.memory import architecture, footprint, need
 from se_inject.commands.batch.summary import Row
 from se_inject.commands.report import read_report
 from se_inject.commands.request import ModelRequest
+from se_inject.output.sums import users_work
 from se_inject.parallel import pool
 from se_inject.rules.schema import Rules
 from se_inject.types import Reason
@@ -152,13 +154,23 @@ def test_a_damaged_output_is_not_taken_for_done(two: Path, damage: str) -> None:
         report["checks"][0]["passed"] = False
         file.write_text(json.dumps(report))
     assert statuses(batch(two, code=1)) == {"net000": "failed", "net001": "done before"}
-    assert statuses(batch(two, "--force"))["net000"] == "converted"
+    if damage != "missing":  # who changed it may want to keep it
+        before = file.read_bytes()
+        assert told(batch(two, "--force", code=1)["net000"], "write", f"{file.name!r}, which is not ours")
+        assert file.read_bytes() == before
+    how = "--force" if damage == "missing" else "--discard-changes"
+    assert statuses(batch(two, how)) == {"net000": "converted", "net001": "done before"}
 
 
 def test_a_damaged_report_can_be_replaced(two: Path) -> None:
     (two / "out" / "net000" / "report.json").write_text("{")
     assert statuses(batch(two, code=1))["net000"] == "failed"
-    assert statuses(batch(two, "--force"))["net000"] == "converted"
+    assert statuses(batch(two, "--discard-changes"))["net000"] == "converted"
+
+
+def test_notes_in_an_output_are_no_damage(two: Path) -> None:
+    (two / "out" / "net000" / "notes.txt").write_text("mine")
+    assert statuses(batch(two)) == {"net000": "done before", "net001": "done before"}
 
 
 def test_checkpoints_that_swap_their_names_are_recognised(two: Path) -> None:
@@ -187,9 +199,12 @@ def test_a_summary_of_somebody_else_stays(two: Path, name: str) -> None:
     batch(two)
     (two / "out" / name).write_text("precious")
     result = CliRunner().invoke(main, ["batch", str(two / "m.yaml"), "-o", str(two / "out"), "--factory", "tests.tiny"])
-    assert result.exit_code == 1 and f"{name} exists" in result.stderr
+    assert result.exit_code == 1 and f"{name!r}, which is not ours" in result.stderr
+    command = ["batch", str(two / "m.yaml"), "-o", str(two / "out"), "--factory", "tests.tiny", "--force"]
+    assert CliRunner().invoke(main, command).exit_code == 1
     assert (two / "out" / name).read_text() == "precious"
-    batch(two, "--force")
+    batch(two, "--discard-changes")
+    assert users_work(two / "out") == ("net000", "net001")  # which have sums of their own
     assert (two / "out" / name).read_text() != "precious"
 
 
@@ -329,6 +344,27 @@ def test_memory_that_does_not_suffice_is_said(two: Path) -> None:
     rows = batch(two, "--memory", "100MB", code=1)
     assert statuses(rows) == {"net000": "done before", "net001": "done before", "net002": "failed"}
     assert told(rows["net002"], "memory", "and the limit is 0.10 GB (--memory)")
+
+
+def test_a_checkpoint_must_have_the_hash_that_the_manifest_says(two: Path) -> None:
+    right, wrong = (hashlib.sha256((two / f"net00{i}.pth").read_bytes()).hexdigest() for i in (0, 1))
+    shutil.rmtree(two / "out")
+    line = f"- {{{MODEL}, checkpoint: net000.pth, sha256: HEX}}"
+    (two / "m.yaml").write_text(line.replace("HEX", f'"{wrong}"'))
+    said = f"its SHA-256 is {right}, and --sha256 wants {wrong}"
+    assert told(batch(two, code=1)["net000"], "load", said)
+    (two / "m.yaml").write_text(line.replace("HEX", f'"{right.upper()}"'))
+    assert statuses(batch(two)) == {"net000": "converted"}
+    for text, said in (
+        (line.replace("HEX", '"12ab"'), "sha256: '12ab' is no SHA-256"),
+        (f'- {{{MODEL}, checkpoint: "*.pth", sha256: "{right}"}}', "sha256 is of one checkpoint, and there are 2"),
+        (f'- {{{MODEL}, random_init: true, sha256: "{right}"}}', "sha256 is of one checkpoint, and there are 0"),
+    ):
+        (two / "m.yaml").write_text(text)
+        result = CliRunner().invoke(
+            main, ["batch", str(two / "m.yaml"), "-o", str(two / "o"), "--factory", "tests.tiny"]
+        )
+        assert result.exit_code == 1 and said in result.stderr and not (two / "o").exists()
 
 
 # -- the key ----------------------------------------------------------------------------------------------------------

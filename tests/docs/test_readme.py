@@ -81,9 +81,15 @@ def test_every_command_runs(ran: tuple[Path, dict[str, str]]) -> None:
     folder, shown = ran
     assert len(shown) >= 9
     for name in ("out", "again", "mine"):
-        assert {"model.safetensors", "plan.json", "modeling.py", "report.html", "report.json", "report.md"} == {
-            p.name for p in (folder / name).iterdir()
-        }
+        assert {
+            "SHA256SUMS",
+            "model.safetensors",
+            "plan.json",
+            "modeling.py",
+            "report.html",
+            "report.json",
+            "report.md",
+        } == {p.name for p in (folder / name).iterdir()}
     same = [(folder / name / "model.safetensors").read_bytes() for name in ("out", "again")]
     assert same[0] == same[1]  # "the same, without rules"
     assert not any("FAIL" in text for text in shown.values())

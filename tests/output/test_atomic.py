@@ -22,14 +22,19 @@ from torch import nn
 
 from se_inject.errors import LoadError, WriteError
 from se_inject.output.atomic import check_output, read_tensors, tensors_writer, write
-from se_inject.types import Artifact
+from se_inject.output.sums import SUMS, compare, read_sums
 
 FILES = {"plan.json": b"{}\n", "model.safetensors": b"weights", "report.md": b""}
 NEWER = {"plan.json": b'{"new": 1}\n', "model.safetensors": b"other weights", "modeling.py": b"x = 1\n"}
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """Path -> bytes; sums are left out when they are right, as they must be."""
+    found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    if SUMS in found:
+        assert not compare(folder, read_sums(folder) or {}).changed
+        found.pop(SUMS)
+    return found
 
 
 # ---------------------------------------------------------------- what is written
@@ -38,10 +43,10 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_writes_and_lists(tmp_path: Path) -> None:
     out = tmp_path / "out"
     files = {**FILES, "sub/notes.txt": lambda path: path.write_text("hello")}
-    artifacts = write(out, files)
+    sums = write(out, files)
     assert content(out) == {**FILES, "sub/notes.txt": b"hello"}
-    assert [a.path for a in artifacts] == sorted(files)
-    assert artifacts[1] == Artifact("plan.json", hashlib.sha256(b"{}\n").hexdigest(), 3)
+    assert list(sums) == sorted(files) and sums == read_sums(out)
+    assert sums["plan.json"] == hashlib.sha256(b"{}\n").hexdigest()
     assert os.listdir(tmp_path) == ["out"]
 
 
@@ -52,7 +57,7 @@ def test_parents_are_made(tmp_path: Path) -> None:
 
 def test_later_writers_see_earlier_files(tmp_path: Path) -> None:
     files = {"b": b"first", "a": lambda path: path.write_bytes(path.with_name("b").read_bytes() + b", second")}
-    assert [a.path for a in write(tmp_path / "out", files)] == ["a", "b"]
+    assert list(write(tmp_path / "out", files)) == ["a", "b"]
     assert content(tmp_path / "out") == {"b": b"first", "a": b"first, second"}
 
 
@@ -62,7 +67,7 @@ def test_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert content(tmp_path / "out") == FILES
 
 
-@pytest.mark.parametrize("name", ["", "/etc/x", "../x", "a/../../x", "./x", "a//b", "a\\b", "x\0"])
+@pytest.mark.parametrize("name", ["", "/etc/x", "../x", "a/../../x", "./x", "a//b", "a\\b", "x\0", "a\nb", " a", SUMS])
 def test_names_outside_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(WriteError, match="inside the output folder"):
         write(tmp_path / "out", {name: b""})
@@ -96,6 +101,7 @@ def test_existing_output_is_refused(tmp_path: Path) -> None:
 def test_force_replaces_the_whole(tmp_path: Path) -> None:
     write(tmp_path / "out", FILES)
     (tmp_path / "out/__pycache__").mkdir()
+    (tmp_path / "out/__pycache__/modeling.cpython-311.pyc").touch()
     write(tmp_path / "out", NEWER, force=True)
     assert content(tmp_path / "out") == NEWER
     assert os.listdir(tmp_path) == ["out"]

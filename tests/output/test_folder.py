@@ -25,7 +25,7 @@ from se_inject.output.weights import read_weights
 from tests.helpers import ROOT, randomise
 from tests.tiny import SIZE, Chain, Residual, image, inject, net, open_gates
 
-FILES = ["model.safetensors", "modeling.py", "plan.json", "report.html", "report.json", "report.md"]
+FILES = ["SHA256SUMS", "model.safetensors", "modeling.py", "plan.json", "report.html", "report.json", "report.md"]
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import shutil
@@ -26,7 +25,7 @@ from se_inject.errors import LoadError, SpliceError, WriteError
 from se_inject.inputs import Inputs, resolve
 from se_inject.output.formats import FORMATS, exporting, format_names, onnxfile, program
 from se_inject.output.weights import INDEX, parse_size, read_weights, weights_files
-from tests.helpers import randomise
+from tests.helpers import randomise, reseal
 from tests.output.test_atomic import content
 from tests.tiny import SIZE, image, inject, net, open_gates
 
@@ -135,7 +134,7 @@ def test_an_adapter_on_the_original_base_is_the_model(init: str, tmp_path: Path)
     result = inject(base, {"placement": "standard", "init": init})
     open_gates(result.model)
     se_inject.save_adapter(result.model, tmp_path / "adapter")
-    assert {p.name for p in (tmp_path / "adapter").iterdir()} == {"adapter.safetensors", "plan.json"}
+    assert {p.name for p in (tmp_path / "adapter").iterdir()} == {"SHA256SUMS", "adapter.safetensors", "plan.json"}
     before = digests(base)
     again = se_inject.load_adapter(base, tmp_path / "adapter")
     assert torch.equal(again(image()), result.model(image()))
@@ -287,14 +286,14 @@ def test_verify_says_what_it_compared(written: Path) -> None:
     checks = verified(written)
     assert all(check["passed"] for check in checks.values())
     said = {name: check["detail"] for name, check in checks.items()}
-    assert said["files"] == "6 files have the hashes of the report"
+    assert said["files"] == "9 files have the hashes of SHA256SUMS"
     assert said["adapter.safetensors"].startswith("16 tensors identical to the model's")
     assert said["timm"] == "timm.create_model loads the folder, outputs bit-equal"
 
 
 @pytest.mark.slow
 def test_verify_says_what_it_compared_of_exports(exported: Path) -> None:
-    said = {name: check["detail"] for name, check in verified(exported).items() if check["passed"]}
+    said = {name: check["detail"] for name, check in verified(exported, "--run-onnx").items() if check["passed"]}
     assert said["model.pt2"].startswith("108 tensors in it are the model's; not run, as a .pt2 can run code")
     assert said["model.onnx"].startswith("ONNX Runtime: 4 inputs within")
 
@@ -310,10 +309,9 @@ def test_verify_without_the_whole_weights_compares_with_the_original(exported: P
     """The gates are new here, so that the outputs are the original's, which the plan remembers."""
     shutil.copytree(exported, tmp_path / "out")
     (tmp_path / "out/model.safetensors").unlink()
-    report = json.loads((tmp_path / "out/report.json").read_text())
-    report["artifacts"] = [a for a in report["artifacts"] if a["path"] != "model.safetensors"]
-    (tmp_path / "out/report.json").write_text(json.dumps(report))
-    said = {name: (check["passed"], check["detail"]) for name, check in verified(tmp_path / "out").items()}
+    reseal(tmp_path / "out")
+    found = verified(tmp_path / "out", "--run-onnx")
+    said = {name: (check["passed"], check["detail"]) for name, check in found.items()}
     assert said["outputs (eval)"] == (None, "no file here holds all weights")
     assert said["timm"] == (True, "1 tensor bit-equal to the original's")
     assert said["model.onnx"][0] is True and "of the original's, not bit-equal" in said["model.onnx"][1]
@@ -321,14 +319,10 @@ def test_verify_without_the_whole_weights_compares_with_the_original(exported: P
 
 
 def tamper(folder: Path, name: str, change: Callable[[bytes], bytes]) -> None:
-    """A file changed, and its hash in the report with it."""
+    """A file changed, and its hash in the sums with it."""
     path = folder / name
     path.write_bytes(change(path.read_bytes()))
-    report = json.loads((folder / "report.json").read_text())
-    for artifact in report["artifacts"]:
-        if artifact["path"] == name:
-            artifact["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    (folder / "report.json").write_text(json.dumps(report))
+    reseal(folder)
 
 
 def other_bias(data: bytes) -> bytes:
@@ -351,7 +345,7 @@ def test_verify_sees_a_tampered_file(exported: Path, tmp_path: Path) -> None:
         folder = tmp_path / says
         shutil.copytree(exported, folder)
         tamper(folder, name, change)
-        said = verified(folder, code=1)
+        said = verified(folder, "--run-onnx", code=1)
         assert {n for n, c in said.items() if c["passed"] is False} == {check}
         assert says in said[check]["detail"]
 
@@ -375,6 +369,10 @@ def other_weight(data: bytes) -> bytes:
 def test_a_stranger_in_the_timm_folder_is_not_loaded(written: Path, tmp_path: Path) -> None:
     shutil.copytree(written, tmp_path / "out")
     (tmp_path / "out/timm/pytorch_model.bin").write_bytes(b"a pickle, who knows")
+    said = verified(tmp_path / "out", code=1)["timm"]
+    assert said["passed"] is False
+    assert said["detail"] == "not opened: timm/pytorch_model.bin is not listed in SHA256SUMS"
+    reseal(tmp_path / "out")
     said = verified(tmp_path / "out", code=1)["timm"]
     assert said["passed"] is False and "'pytorch_model.bin', which is not ours; not loaded" in said["detail"]
 

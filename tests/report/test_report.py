@@ -124,7 +124,7 @@ def sample() -> Report:
         checks,
         source={"weights": "checkpoint", "file": "tiny.pth", "stripped": ["module."], "ema": None},
         versions={"torch": "2.14.1", "se_inject": "0.1.0"},
-        artifacts=(Artifact("model.safetensors", "ab" * 32, 46_852_416), Artifact("plan.json", "cd" * 32, 512)),
+        artifacts=(Artifact("model.safetensors", 46_852_416), Artifact("plan.json", 512)),
         rewritten={"SEBasicBlock (tiny)": Rewrite(METHOD.format("self.bn2(x)"), METHOD.format("self.se(self.bn2(x))"))},
     )
 
@@ -380,7 +380,7 @@ def evil(text: str) -> Report:
         (Check(text, False, text),),
         source={text: text, "b": [text]},
         versions={text: text},
-        artifacts=(Artifact(text, text, 1),),
+        artifacts=(Artifact(text, 1),),
         rewritten={text: Rewrite("", f"# {text}\n")},
     )
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 import se_inject
 from se_inject.cli import main
 from se_inject.errors import SEInjectError
+from tests.helpers import reseal
 from tests.tiny import Net, inject
 
 CANARY = "from pathlib import Path\nPath(__file__).with_name('canary').touch()\n"
@@ -65,6 +66,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "out" / "plan.json").write_text(json.dumps(plan))
     for name in ("setup.py", "hubconf.py", "conftest.py", "__init__.py"):
         (tmp_path / "out" / name).write_text(CANARY)
+    reseal(tmp_path / "out")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from se_inject.commands.request import ModelRequest, sides
 from se_inject.errors import RulesError
+from se_inject.hashing import parse_sha256
 from se_inject.models.request import WeightsRequest, parse_model_args
 from se_inject.rules.schema import flag, integer, one_of, text
 from se_inject.types import InputKind
@@ -72,6 +73,7 @@ COLUMNS = {
     "model": Column(_text, "`timm:NAME`, `torchvision:NAME`, or `pkg.module:factory` if `--factory` allows it"),
     "model_args": Column(_args, "constructor options: a mapping, or `num_classes=10 in_chans=1`"),
     "checkpoint": Column(_text, "a file, a folder, or a glob, which stands for one entry for each file"),
+    "sha256": Column(lambda value: parse_sha256(_text(value)), DOCS["sha256"]),
     "pretrained": Column(_flag, DOCS["pretrained"]),
     "random_init": Column(_flag, DOCS["random_init"]),
     "allow_missing": Column(_texts, "globs of keys that the checkpoint may lack"),

@@ -15,15 +15,17 @@ from pathlib import Path
 
 from se_inject._version import __version__
 from se_inject.blocks.custom import import_block
+from se_inject.checkpoints.checkpoint import require_sha256
 from se_inject.checkpoints.kind import locate, readable
 from se_inject.checkpoints.shards import read_index
 from se_inject.commands.batch.manifest import Entry
 from se_inject.commands.convert import convert
 from se_inject.commands.model import Listener
-from se_inject.commands.report import files_check, read_report
+from se_inject.commands.report import read_report
 from se_inject.errors import SEInjectError
 from se_inject.hashing import sha256
 from se_inject.models.zoos import ZOOS
+from se_inject.output.sums import files_check
 from se_inject.parallel import machine
 from se_inject.rules.schema import to_plain as plain_rules
 from se_inject.types import Report, to_dict
@@ -36,6 +38,7 @@ class Options:
     blocks: tuple[str, ...] = ()  # classes that rules may name
     allow_pickle: bool = False
     force: bool = False
+    discard_changes: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Done:
 def job_of(entry: Entry, folder: Path, options: Options) -> Job:
     """The job of an entry; its checkpoint is read for the hash. Raises ``LoadError`` when there is none."""
     weights, inputs = entry.request.weights, entry.request.inputs
+    if weights.checkpoint is not None and weights.sha256:
+        require_sha256(weights.checkpoint, weights.sha256)
     files = _weight_files(weights.checkpoint) if weights.checkpoint is not None else []
     facts = {
         "model": weights.model,
@@ -118,7 +123,7 @@ def output_of(keys: Collection[str], folder: Path) -> Report | None:
     except SEInjectError:  # not ours, or damaged
         return None
     wrong = any(check.passed is False for check in report.checks)
-    return report if report.source.get("job") in keys and not wrong and files_check(folder, report).passed else None
+    return report if report.source.get("job") in keys and not wrong and files_check(folder)[0].passed else None
 
 
 def run_job(job: Job) -> Done:
@@ -136,6 +141,7 @@ def run_job(job: Job) -> Done:
         job.folder,
         formats=job.entry.formats,
         force=job.options.force,
+        discard_changes=job.options.discard_changes,
         screen=listener,
         origin={"job": job.key},
     )

@@ -24,6 +24,7 @@ from se_inject.models.request import WeightsRequest
 from se_inject.models.zoos import ZOOS, check_known, known_models, split_spec
 from se_inject.output.formats import format_names
 from se_inject.output.names import PLAN, REPORT
+from se_inject.output.sums import SUMS
 from se_inject.rules import schema
 from se_inject.rules.schema import Rules
 from se_inject.rules.yaml_file import Loader
@@ -100,6 +101,8 @@ def _entries(line: int, row: Any, folder: Path, factories: Collection[str], outp
     formats = format_names(values.pop("formats", Entry.formats))
     name = values.pop("name", "")
     files = _files(folder, values.pop("checkpoint"), output) if "checkpoint" in values else [None]
+    if "sha256" in values and (files == [None] or len(files) > 1):
+        raise ValueError(f"sha256 is of one checkpoint, and there are {len([file for file in files if file])}")
     requests = [ModelRequest.of(checkpoint=file, **values) for file in files]
     return [Entry(line, _name(name, request.weights), request, formats) for request in requests]
 
@@ -155,7 +158,7 @@ def _name(template: str, weights: WeightsRequest) -> str:
     for part, text in parts.items():
         name = name.replace(f"{{{part}}}", text)
     name = re.sub(r"[^\w.+@-]+", "-", name).strip("-.")
-    if not name or name.casefold() in SUMMARIES or len(name.encode()) > LONGEST:
+    if not name or name.casefold() in (*SUMMARIES, SUMS.casefold()) or len(name.encode()) > LONGEST:
         raise ValueError(f"name: {template or name!r} cannot be that of an output folder")
     return name
 

@@ -16,9 +16,10 @@ from se_inject.commands.batch.jobs import Job, Options, job_of, output_of, run_j
 from se_inject.commands.batch.manifest import Entry, read_manifest
 from se_inject.commands.batch.memory import UNKNOWN, architecture, footprint, need
 from se_inject.commands.batch.summary import SUMMARIES, Row
-from se_inject.commands.files import check_file, write_file
+from se_inject.commands.files import check_file
 from se_inject.commands.model import Screen
 from se_inject.errors import SEInjectError, WriteError
+from se_inject.output.adding import add_files, check_files
 from se_inject.output.atomic import recover
 from se_inject.output.names import REPORT
 from se_inject.parallel import machine, pool
@@ -58,7 +59,7 @@ def batch(
     entries = read_manifest(manifest, factories=factories, output=output)
     if dry_run:
         return tuple(_decided(entries, manifest, output, options, screen)[0].values())
-    _prepare(output, entries, manifest, options.force)
+    _prepare(output, entries, manifest, options.discard_changes)
     if ray is None:
         pool.start_server()  # it has its imports done by the time that the hashes are
         run: Run = partial(pool.run, workers=workers, limit=machine.memory() if memory is None else memory)
@@ -87,8 +88,9 @@ def batch(
     finally:  # a summary of what there is, and nothing half-written, whatever stopped us
         outcomes.close()
         recover(output, rows)
-        for file, render in SUMMARIES.items():
-            write_file(output / file, render(tuple(rows.values())))
+        texts = {file: render(tuple(rows.values())).encode() for file, render in SUMMARIES.items()}
+        for text in add_files(output, texts, force=True, discard_changes=options.discard_changes):
+            screen.warn(text)
     return tuple(rows.values())
 
 
@@ -96,15 +98,16 @@ def _memory_missed(peak: int, planned: int) -> list[str]:
     return [f"took {gigabytes(peak)} of memory, planned were {gigabytes(planned)}"] if peak > planned else []
 
 
-def _prepare(output: Path, entries: Iterable[Entry], manifest: Path, force: bool) -> None:
-    """The folder, without what killed runs left in it. A summary that a batch wrote gives way to the next."""
+def _prepare(output: Path, entries: Iterable[Entry], manifest: Path, discard_changes: bool) -> None:
+    """The folder, without what killed runs left in it; its sums say which summary gives way to the next."""
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WriteError(f"cannot write {output}: {error.strerror}.") from error
     recover(output, [entry.name for entry in entries])
     for file in SUMMARIES:
-        check_file(output / file, force or summary.is_ours(output / file), [manifest])
+        check_file(output / file, True, [manifest])
+    check_files(output, SUMMARIES, force=True, discard_changes=discard_changes)
 
 
 def _decided(

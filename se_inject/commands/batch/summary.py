@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import quote
 
@@ -105,14 +104,3 @@ def to_html(rows: Sequence[Row]) -> str:
 
 
 SUMMARIES = {"summary.csv": to_csv, "summary.html": to_html}  # stand beside the outputs
-
-
-def is_ours(file: Path) -> bool:
-    """Whether a file of one of these names was written by ``to_csv`` or ``to_html``."""
-    try:
-        with file.open("rb") as opened:
-            start = opened.read(1 << 16)
-    except OSError:
-        return False
-    heads = {".csv": ",".join(field.name for field in fields(Row)), ".html": KICKER}
-    return heads[file.suffix].encode() in start

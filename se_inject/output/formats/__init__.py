@@ -16,8 +16,10 @@ FORMATS = {
     "safetensors": Format("all weights, in one file or in shards", (WHOLE, INDEX), whole.write, whole.check),
     "adapter": Format("the new weights alone, for a fresh base", (adapter.NAME,), adapter.write, adapter.check),
     "pt2": Format("a torch.export program", (program.NAME,), program.write, program.check, program.inspect),
-    "onnx": Format("one file for ONNX Runtime", (onnxfile.NAME,), onnxfile.write, onnxfile.check),
-    "timm": Format("a folder for timm.create_model", (timmfolder.CONFIG,), timmfolder.write, timmfolder.check),
+    "onnx": Format("one file for ONNX Runtime", (onnxfile.NAME,), onnxfile.write, onnxfile.check, onnxfile.inspect),
+    "timm": Format(
+        "a folder for timm.create_model", (timmfolder.CONFIG,), timmfolder.write, timmfolder.check, timmfolder.inspect
+    ),
 }
 
 

@@ -54,7 +54,9 @@ def _new(model: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in state.items() if name in names}
 
 
-def save(model: nn.Module, out: Path, *, changed: bool = False, force: bool = False) -> None:
+def save(
+    model: nn.Module, out: Path, *, changed: bool = False, force: bool = False, discard_changes: bool = False
+) -> None:
     """Write the new weights of ``model`` and its plan to the folder ``out``. See ``se_inject.save_adapter``."""
     plan = splice.plan_of(model)
     tensors = _new(model, plan)
@@ -67,7 +69,8 @@ def save(model: nn.Module, out: Path, *, changed: bool = False, force: bool = Fa
         )
     state = model.state_dict()
     tensors |= {name: state[name] for name in moved}
-    write_folder(out, {NAME: tensors_writer(tensors), PLAN: dump(plan).encode()}, force=force)
+    files: dict[str, Content] = {NAME: tensors_writer(tensors), PLAN: dump(plan).encode()}
+    write_folder(out, files, force=force, discard_changes=discard_changes)
 
 
 def load(model: nn.Module, folder: Path, *, inplace: bool = False, strict: bool = True) -> nn.Module:

@@ -57,7 +57,7 @@ def export(model: nn.Module, inputs: Inputs | None, seed: int) -> Exported:
     with preserved(model), forked_rng(seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, for its own developers
         model.eval()
-        for free in _levels(example):
+        for free in levels(example):
             tried = list(cases(model, example, free, seed))
             if not tried:
                 continue
@@ -91,7 +91,7 @@ def tensors(inputs: Inputs) -> list[torch.Tensor]:
     return [leaf for leaf in pytree.tree_leaves((inputs.args, inputs.kwargs)) if isinstance(leaf, torch.Tensor)]
 
 
-def _levels(example: Inputs) -> Iterator[tuple[int, ...]]:
+def levels(example: Inputs) -> Iterator[tuple[int, ...]]:
     """Which dimensions to set free: as many as possible first."""
     found = tensors(example)
     if len(found) == 1 and found[0].ndim > 2:

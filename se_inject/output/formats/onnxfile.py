@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from se_inject.checks.reference import run_forward
 from se_inject.checks.verify import against_outputs
 from se_inject.errors import WriteError, first_line
 from se_inject.inputs import Inputs
-from se_inject.output.formats.exporting import batched, cases, close, in_words, label, tensors
+from se_inject.output.formats.child import REFUSED, run_in_child
+from se_inject.output.formats.exporting import batched, cases, close, in_words, label, levels, tensors
 from se_inject.output.formats.subject import Content, Subject
 from se_inject.types import Check
 
@@ -25,6 +26,32 @@ CHECK = "model.onnx"
 LARGEST = 2**31 - 2**20  # bytes: protobuf ends at 2 GiB
 RUNTIME = 1e-4  # of the outputs' size: other kernels than torch's
 SIZES = {0: "batch", 2: "height", 3: "width"}
+NO_INPUTS = "not run: there are no inputs to compare it on"
+NO_KERNELS = "ONNX Runtime cannot run it here"
+NOT_RUN = "not run, as its graph decides what that takes: --run-onnx does, with limits"
+LOAD = f"""
+import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 4
+options.intra_op_num_threads = threads
+try:
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+except NoKernel as error:
+    print(str(error).splitlines()[0], file=sys.stderr)
+    sys.exit({REFUSED})
+names = [value.name for value in session.get_inputs()]
+shape = session.get_inputs()[0].shape
+def tensors(args, kwargs):
+    return [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+def fits(sizes, args, kwargs):
+    if sizes is not None and tuple(sizes) != tuple(i for i, size in enumerate(shape) if isinstance(size, str)):
+        return False
+    return all(isinstance(size, str) or size == n for size, n in zip(shape, tensors(args, kwargs)[0].shape))
+def call(*args, **kwargs):
+    found = session.run(None, {{name: t.numpy() for name, t in zip(names, tensors(args, kwargs), strict=True)}})
+    return [torch.from_numpy(array) for array in found]
+"""
 
 
 def write(subject: Subject) -> Mapping[str, Content]:
@@ -58,40 +85,63 @@ def write(subject: Subject) -> Mapping[str, Content]:
 
 
 def check(folder: Path, subject: Subject) -> Check:
-    """The file in ONNX Runtime, against the model, or against the outputs that the plan remembers."""
+    """The file that was just written, in ONNX Runtime, against the model."""
     if subject.inputs is None:
-        return Check(CHECK, None, "not run: there are no inputs to compare it on", "nothing-to-compare")
+        return Check(CHECK, None, NO_INPUTS, "nothing-to-compare")
     with _needed():
         import onnx
         import onnxruntime
     try:
         onnx.checker.check_model(folder / NAME)
         session = _session(onnxruntime, folder / NAME)
-        return _compare(session, batched(subject.inputs), subject)
+        free = tuple(i for i, size in enumerate(session.get_inputs()[0].shape) if isinstance(size, str))
+        compared = list(cases(subject.whole, batched(subject.inputs), free, subject.plan.seed))
+        return _compare(compared, [_outputs(session, case) for case in compared], free, subject)
     except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented as error:  # half precision on a CPU
-        detail = f"valid by onnx.checker; ONNX Runtime cannot run it here: {first_line(error)}"
-        return Check(CHECK, None, detail, "fails")
-    except Exception as error:  # a damaged file
+        return Check(CHECK, None, f"valid by onnx.checker; {NO_KERNELS}: {first_line(error)}", "fails")
+    except Exception as error:  # of two libraries
         return Check(CHECK, False, f"does not run: {first_line(error)}", "fails")
 
 
-def _compare(session: Any, inputs: Inputs, subject: Subject) -> Check:
-    sizes = session.get_inputs()[0].shape
-    free = tuple(i for i, size in enumerate(sizes) if isinstance(size, str))
-    if subject.model is None:
-        given = tensors(inputs)[0].shape
-        if any(i not in free and size != given[i] for i, size in enumerate(sizes)):
-            detail = f"not run: it takes {sizes}, and the plan remembers outputs for {list(given)}"
-            return Check(CHECK, None, detail, "nothing-to-compare")
-        return against_outputs(CHECK, _outputs(session, inputs), subject.plan)
-    seed, worst, count = subject.plan.seed, 0.0, 0
-    for case in cases(subject.model, inputs, free, seed):
-        want = run_forward(subject.model, case, False, seed).outputs
-        fits, apart = close(want, _outputs(session, case), RUNTIME)
+def inspect(folder: Path, subject: Subject) -> Check:
+    """A file of earlier, run in a process with limits if that is asked for, against the model, or against the outputs
+    that the plan remembers."""
+    if "onnx" not in subject.runs:
+        return Check(CHECK, None, NOT_RUN, "not-run")
+    if subject.inputs is None:
+        return Check(CHECK, None, NO_INPUTS, "nothing-to-compare")
+    with _needed():
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    inputs, model = batched(subject.inputs), subject.model
+    tried: list[tuple[tuple[int, ...] | None, Inputs]] = [(None, inputs)]
+    if model is not None:
+        tried = [(free, case) for free in levels(inputs) for case in cases(model, inputs, free, subject.plan.seed)]
+    outputs, failure, no_kernels = run_in_child(folder / NAME, LOAD, tried)
+    if failure:
+        detail = f"{NO_KERNELS if no_kernels else 'does not run'}: {failure}"
+        return Check(CHECK, None if no_kernels else False, detail, "fails")
+    fitting = [(free, case, found) for (free, case), found in zip(tried, outputs, strict=True) if found]
+    if not fitting:
+        detail = "not compared: it takes inputs of other sizes than there are, or has no outputs"
+        return Check(CHECK, None, detail, "nothing-to-compare")
+    if model is None:
+        return against_outputs(CHECK, outputs[0], subject.plan)
+    free = fitting[0][0] or ()
+    return _compare([case for _, case, _ in fitting], [found for *_, found in fitting], free, subject)
+
+
+def _compare(
+    compared: Sequence[Inputs], outputs: Sequence[list[torch.Tensor]], free: Sequence[int], subject: Subject
+) -> Check:
+    worst = 0.0
+    for case, got in zip(compared, outputs, strict=True):
+        want = run_forward(subject.whole, case, False, subject.plan.seed).outputs
+        fits, apart = close(want, got, RUNTIME)
         if not fits:
             return Check(CHECK, False, f"ONNX Runtime's outputs differ by {apart:.2g} of their size", "differs")
-        worst, count = max(worst, apart), count + 1
-    return Check(CHECK, True, f"ONNX Runtime: {count} inputs within {worst:.2g}; {in_words(free)}")
+        worst = max(worst, apart)
+    return Check(CHECK, True, f"ONNX Runtime: {len(compared)} inputs within {worst:.2g}; {in_words(free)}")
 
 
 def _session(onnxruntime: Any, path: Path) -> Any:

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
-import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -22,7 +19,7 @@ import torch
 from se_inject.checks.reference import digest, run_forward
 from se_inject.checks.verify import absorbed
 from se_inject.errors import LoadError
-from se_inject.inputs import Inputs
+from se_inject.output.formats.child import run_in_child
 from se_inject.output.formats.exporting import PROGRAM, batched, cases, close, in_words, label
 from se_inject.output.formats.subject import Content, Subject
 from se_inject.types import Check
@@ -32,19 +29,7 @@ CHECK = "model.pt2"
 ABOUT = "about.json"
 LARGEST_INDEX = 64 << 20  # bytes of the list of weights
 NOT_RUN = "not run, as a .pt2 can run code: --run-pt2 does, for a file of your own"
-SECONDS = 600  # for a process that loads and runs a program
-RUN = """
-import sys, torch
-torch.set_num_threads(int(sys.argv[2]))
-folder = sys.argv[1]
-module = torch.export.load(sys.argv[3]).module()
-outputs = []
-for args, kwargs in torch.load(folder + "/inputs.pt", weights_only=True):
-    with torch.no_grad():
-        found = torch.utils._pytree.tree_leaves(module(*args, **kwargs))
-    outputs.append([t for t in found if isinstance(t, torch.Tensor)])
-torch.save(outputs, folder + "/outputs.pt")
-"""
+LOAD = "call = torch.export.load(path).module()"
 
 
 def write(subject: Subject) -> Mapping[str, Content]:
@@ -67,7 +52,7 @@ def check(folder: Path, subject: Subject) -> Check:
         return Check(CHECK, None, "not run: there are no inputs to compare it on", "nothing-to-compare")
     free = _free(folder / NAME)
     compared = list(cases(model, batched(subject.inputs), free, seed))
-    outputs, failure = run_clean(folder / NAME, compared)
+    outputs, failure, _ = run_in_child(folder / NAME, LOAD, [(None, case) for case in compared])
     if failure:
         return Check(CHECK, False, f"does not run in a clean process: {failure}", "fails")
     worst = 0.0
@@ -80,23 +65,9 @@ def check(folder: Path, subject: Subject) -> Check:
     return Check(CHECK, True, f"loaded in a clean process: {len(outputs)} inputs {how}; {in_words(free)}")
 
 
-def run_clean(path: Path, cases: Sequence[Inputs]) -> tuple[list[list[torch.Tensor]], str]:
-    """The outputs of a program for each of the inputs, in a process that imports torch alone; or why it failed."""
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save([(case.args, case.kwargs) for case in cases], Path(folder) / "inputs.pt")
-        command = [sys.executable, "-I", "-c", RUN, folder, str(torch.get_num_threads()), str(path.absolute())]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=folder)
-        except subprocess.TimeoutExpired:
-            return [], f"no result after {SECONDS} s"
-        if done.returncode:
-            return [], (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
-        return torch.load(Path(folder) / "outputs.pt", weights_only=True), ""
-
-
 def inspect(folder: Path, subject: Subject) -> Check:
     """A file of earlier: the weights in it against the model's, or against the hashes of the original's."""
-    if subject.trusted and subject.model is not None:
+    if "pt2" in subject.runs and subject.model is not None:
         return check(folder, subject)
     try:
         hashes = {name: digest(tensor) for name, tensor in weights_in(folder / NAME)}

@@ -29,7 +29,7 @@ class Subject:
     model: nn.Module | None = None
     base: nn.Module | None = None  # the original without weights, when it is at hand
     given_hashes: Mapping[str, str] | None = None  # of the model's tensors, where they are known already
-    trusted: bool = False  # whether a program in the folder may be run
+    runs: frozenset[str] = frozenset()  # formats of which a file in the folder may be run
     max_shard_size: int | None = None  # bytes
     advance: Callable[[int, int, str], None] = lambda done, total, unit: None  # hears how much is written
 

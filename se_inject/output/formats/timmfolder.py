@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from se_inject.blocks import BLOCKS, find_block
 from se_inject.checks import reference as baseline
 from se_inject.checks.verify import against_outputs, same
 from se_inject.errors import WriteError, first_line
+from se_inject.inputs import Inputs
+from se_inject.output.formats.child import run_in_child
 from se_inject.output.formats.subject import Content, Subject
 from se_inject.output.weights import WHOLE, weights_files
 from se_inject.random_state import forked_rng
@@ -30,6 +32,8 @@ from se_inject.types import Check, Decision, Plan
 FOLDER = "timm"
 CONFIG = f"{FOLDER}/config.json"
 CHECK = "timm"
+NO_INPUTS = "not loaded: there are no inputs to run it on"
+LOAD = "import timm; call = timm.create_model('local-dir:' + path, pretrained=True).eval()"
 GIVEN = ("channels", "rd_channels", "kernel_size", "gain", "zero_init")  # arguments that shapes and weights tell
 # What of the library's own description of the weights is passed on
 DESCRIPTION = ("input_size", "fixed_input_size", "pool_size", "interpolation", "crop_pct", "crop_mode", "mean", "std",
@@ -86,27 +90,45 @@ def write(subject: Subject) -> Mapping[str, Content]:
 
 
 def check(folder: Path, subject: Subject) -> Check:
-    """What timm makes of the folder, against the model, or against the outputs that the plan remembers."""
+    """What timm makes of the folder that was just written, against the model."""
     import timm
 
-    if foreign := sorted({p.name for p in (folder / FOLDER).iterdir()} - {"config.json", WHOLE}):
-        return Check(CHECK, False, f"{FOLDER} holds {foreign[0]!a}, which is not ours; not loaded", "foreign")
     with _quiet():
         try:
             loaded = timm.create_model(f"local-dir:{folder / FOLDER}", pretrained=True)
         except Exception as error:  # of timm, whatever a file makes it meet
             return Check(CHECK, False, f"timm does not load the folder: {first_line(error)}", "fails")
     if subject.inputs is None:
-        return Check(CHECK, None, "timm loads the folder; there are no inputs to run it on", "nothing-to-compare")
-    seed = subject.plan.seed
-    probe = baseline.shrink(loaded, subject.inputs, seed) if subject.model is not None else subject.inputs
-    got = baseline.run_forward(loaded, probe, False, seed)
+        return Check(CHECK, None, NO_INPUTS, "nothing-to-compare")
+    got = baseline.run_forward(loaded, _probe(subject, subject.inputs), False, subject.plan.seed)
     if got.failure:
         return Check(CHECK, False, f"timm loads the folder, and it does not run: {got.failure}", "fails")
+    return _compared(got.outputs, subject)
+
+
+def inspect(folder: Path, subject: Subject) -> Check:
+    """A folder of earlier, in a process with limits, since its ``config.json`` says how large a net timm builds;
+    against the model, or against the outputs that the plan remembers."""
+    if foreign := sorted({p.name for p in (folder / FOLDER).iterdir()} - {"config.json", WHOLE}):
+        return Check(CHECK, False, f"{FOLDER} holds {foreign[0]!a}, which is not ours; not loaded", "foreign")
+    if subject.inputs is None:
+        return Check(CHECK, None, NO_INPUTS, "nothing-to-compare")
+    outputs, failure, _ = run_in_child(folder / FOLDER, LOAD, [(None, _probe(subject, subject.inputs))])
+    if failure:
+        return Check(CHECK, False, f"timm does not load and run the folder: {failure}", "fails")
     if subject.model is None:
-        return against_outputs(CHECK, got.outputs, subject.plan)
-    want = baseline.run_forward(subject.model, probe, False, seed)
-    equal = len(want.outputs) == len(got.outputs) and all(map(same, want.outputs, got.outputs))
+        return against_outputs(CHECK, outputs[0], subject.plan)
+    return _compared(outputs[0], subject)
+
+
+def _probe(subject: Subject, inputs: Inputs) -> Inputs:
+    return baseline.shrink(subject.model, inputs, subject.plan.seed) if subject.model is not None else inputs
+
+
+def _compared(outputs: Sequence[torch.Tensor], subject: Subject) -> Check:
+    assert subject.inputs is not None
+    want = baseline.run_forward(subject.whole, _probe(subject, subject.inputs), False, subject.plan.seed)
+    equal = len(want.outputs) == len(outputs) and all(map(same, want.outputs, outputs))
     detail = f"timm.create_model loads the folder, outputs {'bit-equal' if equal else 'differ'}"
     return Check(CHECK, equal, detail, "" if equal else "differs")
 
