@@ -79,10 +79,12 @@ pictures: $(STAMP)
 site: $(STAMP)
 	$(BIN)/python -m sphinx -q -n -W --keep-going -c docs . site
 
+# TAG=v1.2.3 has to be that of the version
 wheel: $(STAMP)
 	rm -rf build dist
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/python -m twine check --strict dist/*
+	[ -z "$(TAG)" ] || ls dist/se_inject-$(TAG:v%=%).tar.gz
 	$(BIN)/python -m tests.smoke dist/*
 
 # each with an environment of its own in .matrix/, of several GB

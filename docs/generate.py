@@ -1,4 +1,4 @@
-"""Fills what the pages of this folder take from the code, and draws the placements: ``python -m docs.generate``.
+"""Fills tables of the pages from the code, and draws the placements and the stack: ``python -m docs.generate``.
 
 A page holds its regions between ``<!-- generated: NAME -->`` and ``<!-- end -->``; what stands around them is written
 by hand. ``tests/docs/test_docs.py`` checks that every page is what this script makes of it.
@@ -6,7 +6,6 @@ by hand. ``tests/docs/test_docs.py`` checks that every page is what this script 
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
 import textwrap
@@ -15,15 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from click.testing import CliRunner
 
-import se_inject
-from docs import places
-from se_inject import types
+from docs import places, stack
 from se_inject.blocks import BLOCKS
 from se_inject.blocks.block import Block
 from se_inject.blocks.make import make_block
-from se_inject.cli import main as command_line
 from se_inject.commands.batch.columns import COLUMNS
 from se_inject.rules.presets import PRESETS
 from se_inject.rules.schema import FIELDS
@@ -135,75 +130,6 @@ def _prose(text: str) -> str:
     return "\n\n".join(parts)
 
 
-# -- api.md -------------------------------------------------------------------------------------------------------
-def functions() -> str:
-    return "\n\n".join(
-        f"### {name}\n\n{fence('python', _signature(item))}\n\n{_prose(inspect.getdoc(item))}"
-        for name, item in _public().items()
-        if inspect.isfunction(item)
-    )
-
-
-def data() -> str:
-    """The dataclasses of the index, then those that stand in their fields."""
-    found = [item for item in _public().values() if inspect.isclass(item) and not issubclass(item, Exception)]
-    inside = ("Decision", "Site", "Carrier", "Position", "InputSpec", "Argument", "SiteCost", "Check", "Rewrite",
-              "GraphNode", "Artifact", "Baseline", "Pruned")  # fmt: skip
-    return "\n\n".join(map(_data, (*found, *(getattr(types, name) for name in inside))))
-
-
-def errors() -> str:
-    found = [item for item in _public().values() if inspect.isclass(item) and issubclass(item, Exception)]
-    rows = [(f"`{item.__name__}`", f"`{item.__base__.__name__}`", _flat(item)) for item in found]
-    return table(("error", "is a", "raised"), rows)
-
-
-def _public() -> dict[str, Any]:
-    """What the index holds, in its order."""
-    return {name: getattr(se_inject, name) for name in se_inject._INDEX}
-
-
-def _flat(item: Any) -> str:
-    return " ".join(inspect.getdoc(item).replace("``", "`").split())
-
-
-def _signature(function: Any) -> str:
-    """As it stands in the source: with its annotations, without its body."""
-    source = textwrap.dedent(inspect.getsource(function))
-    return source[: source.index('"""')].rstrip().removesuffix(":")
-
-
-def _data(cls: type) -> str:
-    source = inspect.getsource(cls)
-    lines, body = source.splitlines(), ast.parse(source).body[0].body  # type: ignore[attr-defined]
-    fields = [
-        textwrap.dedent("\n".join(lines[n.lineno - 1 : n.end_lineno])) for n in body if isinstance(n, ast.AnnAssign)
-    ]
-    known = [
-        node for node in body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.returns
-    ]
-    properties = [f"`{node.name}` ({ast.unparse(node.returns)})" for node in known if node.decorator_list]
-    parts = [f"### {cls.__name__}", _prose(inspect.getdoc(cls)), fence("python", "\n".join(fields))]
-    parts += [f"Properties: {', '.join(properties)}."] * bool(properties)
-    for method in (getattr(cls, node.name) for node in known if not node.decorator_list):
-        parts += [fence("python", _signature(method)), _prose(inspect.getdoc(method))]
-    return "\n\n".join(parts)
-
-
-# -- cli.md -------------------------------------------------------------------------------------------------------
-def commands() -> str:
-    """What ``--help`` says, of the program and of each command."""
-    return "\n\n".join(
-        f"## {' '.join(('se-inject', *words))}\n\n{fence('text', _help(words))}"
-        for words in ((), *((name,) for name in command_line.commands))
-    )
-
-
-def _help(words: Sequence[str]) -> str:
-    result = CliRunner().invoke(command_line, [*words, "--help"], prog_name="se-inject", terminal_width=100)
-    return "\n".join(line.rstrip() for line in result.output.splitlines())
-
-
 # -----------------------------------------------------------------------------------------------------------------
 REGIONS: dict[str, Callable[[], str]] = {
     "columns": columns,
@@ -211,10 +137,6 @@ REGIONS: dict[str, Callable[[], str]] = {
     "presets": presets,
     "placements": placements,
     "blocks": blocks,
-    "functions": functions,
-    "data": data,
-    "errors": errors,
-    "commands": commands,
 }
 REGION = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.S)
 
@@ -227,7 +149,7 @@ def fill(page: str) -> str:
 def main() -> None:
     for path in sorted(FOLDER.glob("*.md")):
         path.write_text(fill(path.read_text()))
-    for name, picture in places.pictures():
+    for name, picture in (*places.pictures(), ("stack.svg", stack.picture())):
         (FOLDER / "pictures" / name).write_text(picture)
 
 

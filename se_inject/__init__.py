@@ -49,7 +49,7 @@ _INDEX = {
     "VerifyError": "errors",
     "WriteError": "errors",
 }
-__all__ = sorted([*_INDEX, "__version__"])
+__all__ = [*_INDEX, "__version__"]
 
 if TYPE_CHECKING:
     from se_inject.api import Injection as Injection

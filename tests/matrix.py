@@ -19,7 +19,7 @@ VERSIONS = ("3.11", "3.12", "3.13", "3.14")  # of Python, as the classifiers in 
 
 def oldest(config: configparser.ConfigParser) -> str:
     """What pip gets for the oldest torch and torchvision that the metadata promises."""
-    promised = config["options"]["install_requires"] + config["options.extras_require"]["torchvision"]
+    promised = f"{config['options']['install_requires']}\n{config['options.extras_require']['torchvision']}"
     return " ".join(f"{name}=={version}.*" for name, version in re.findall(r"\b(torch\w*)>=(\d+\.\d+)", promised))
 
 

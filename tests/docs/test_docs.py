@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from docs import generate, places
+from docs import generate, places, stack
 from se_inject.cli import main
 from tests.helpers import ROOT
 from tests.snippets import Reader, commands, fences, missing, run
@@ -42,8 +42,9 @@ BEFORE = {"report.md": "se-inject convert torchvision:resnet18 --random-init --i
 
 
 def page(name: str) -> str:
-    """What is written by hand of a page."""
-    return generate.REGION.sub("", (ROOT / "docs" / name).read_text())
+    """What is written by hand of a page: no region of ours, no directive of Sphinx."""
+    text = generate.REGION.sub("", (ROOT / "docs" / name).read_text())
+    return re.sub(r"^```\{.*?^```$", "", text, flags=re.M | re.S)
 
 
 def follow(name: str, folder: Path, stand_ins: Mapping[str, str] | None = None) -> Reader:
@@ -99,8 +100,8 @@ def test_every_region_is_on_a_page() -> None:
     assert sorted(found) == sorted(generate.REGIONS)
 
 
-def test_pictures_of_placements_are_current() -> None:
-    for name, picture in places.pictures():
+def test_drawings_are_current() -> None:
+    for name, picture in (*places.pictures(), ("stack.svg", stack.picture())):
         assert (ROOT / "docs" / "pictures" / name).read_text() == picture, "make docs"
 
 
@@ -147,11 +148,9 @@ def test_names_are_completed(typed: str, offered: list[str]) -> None:
 def test_examples_of_the_help_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that need nothing but a model's name."""
     monkeypatch.chdir(tmp_path)
-    examples = [
-        line.strip()
-        for line in generate.commands().splitlines()
-        if line.startswith(("    se-inject plan ", "    se-inject sweep "))
-    ]
+    helps = [CliRunner().invoke(main, [command, "--help"], terminal_width=100).output for command in ("plan", "sweep")]
+    starts = ("    se-inject plan ", "    se-inject sweep ")
+    examples = [line.strip() for line in "\n".join(helps).splitlines() if line.startswith(starts)]
     assert len(examples) >= 7
     for example in examples:
         run(example)

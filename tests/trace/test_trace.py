@@ -199,7 +199,8 @@ class Checkpointed(Net):
 
 def test_checkpointing_and_autocast_hide_nothing() -> None:
     (call, *_) = recorded(Checkpointed()).calls
-    assert sources(call) == ["self.conv(x)"]
+    used = [node for node in nodes(call) if node.users]  # torch 2.9 makes two empty tensors as marks
+    assert [text(record_of(node).span) for node in used] == ["self.conv(x)"]
 
 
 # -- arguments and results ------------------------------------------------------------------------------------------
