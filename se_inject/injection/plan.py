@@ -18,6 +18,7 @@ from se_inject.rules import budget
 from se_inject.rules.auto import needed
 from se_inject.rules.decide import Budget, decide
 from se_inject.rules.schema import Rules, given, read
+from se_inject.search.gradient import learnable
 from se_inject.search.sites import Found, find
 from se_inject.search.train_mode import train_only
 from se_inject.surgery import splice
@@ -44,7 +45,8 @@ def survey(
     inputs = resolve(model, example_inputs, seed=seed)
     with uncollected():
         recorded = trace(model, inputs)
-        return recorded, train_only(recorded, find(recorded, placements), placements), inputs
+        found = train_only(recorded, find(recorded, placements), placements)
+        return recorded, learnable(recorded, found), inputs
 
 
 def make_plan(

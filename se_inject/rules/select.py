@@ -88,6 +88,12 @@ def of_kernel(rule: Rules | Match, site: Site) -> Reason | None:
     return None
 
 
+def named(rules: Rules, entry: Match | None, site: Site) -> bool:
+    """Whether an include asks for the site by its name."""
+    asked = (rules, entry) if entry is not None else (rules,)
+    return any(rule.include and not included(rule, site) for rule in asked)
+
+
 CONDITIONS: tuple[Callable[[Rules | Match, Site], Reason | None], ...] = (
     included,
     excluded,

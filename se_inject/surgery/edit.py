@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from se_inject.trace.source import expression_at, first_argument, parse, self_name
-from se_inject.types import Position
+from se_inject.types import Carrier, Position
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,12 @@ class Edit:
     name: str  # of the child that is called
     position: Position | None = None
     argument: bool = False
+
+
+def edits(carrier: Carrier) -> tuple[Edit, ...]:
+    """What a carrier changes in the source of its module."""
+    places = (carrier.position, *carrier.others)
+    return tuple(Edit(carrier.name, place, carrier.kind == "wrap_input") for place in places)
 
 
 def rewrite(text: str, edits: tuple[Edit, ...]) -> str:

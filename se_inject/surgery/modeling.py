@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from se_inject.blocks import BLOCKS, find_block
-from se_inject.surgery.edit import Edit
+from se_inject.surgery.edit import Edit, edits
 from se_inject.surgery.portable import Header, NoSource, bind_class, bind_globals, block_code, class_code
 from se_inject.types import REWRITTEN, Decision, Plan
 
@@ -104,7 +104,7 @@ def render(base: nn.Module, plan: Plan) -> str:
 
     Raises ``NoSource`` when a class cannot be imported by name, or lives in a graph.
     """
-    edits: dict[str, tuple[Edit, ...]] = {}
+    changes: dict[str, tuple[Edit, ...]] = {}
     behind: list[str] = []
     for decision in plan.insertions:
         carrier = decision.site.carrier
@@ -114,10 +114,7 @@ def render(base: nn.Module, plan: Plan) -> str:
         if carrier.kind == "graph":
             raise NoSource("the model is a GraphModule: its code is its graph, which no library holds")
         if carrier.kind in REWRITTEN:
-            edits[carrier.path] = (
-                *edits.get(carrier.path, ()),
-                Edit(carrier.name, carrier.position, carrier.kind == "wrap_input"),
-            )
+            changes[carrier.path] = (*changes.get(carrier.path, ()), *edits(carrier))
     header = Header()
     used = sorted({d.block for d in plan.insertions})
     blocks = block_code([BLOCKS[name].module for name in used if name in BLOCKS], header)
@@ -125,7 +122,7 @@ def render(base: nn.Module, plan: Plan) -> str:
         if name not in BLOCKS:  # a class of the user's own: imported, as the model's library is
             bind_class(find_block(name).module, header)
     build = _build(plan, header)
-    classes = {path: (type(base.get_submodule(path)), edit) for path, edit in edits.items()}
+    classes = {path: (type(base.get_submodule(path)), change) for path, change in changes.items()}
     for cls, edit in dict.fromkeys(classes.values()):
         bind_class(cls, header)
         bind_globals(cls, edit, header)

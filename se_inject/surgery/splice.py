@@ -13,7 +13,7 @@ from se_inject.errors import PlanMismatchError, SpliceError
 from se_inject.object_graph import held
 from se_inject.surgery.bound_methods import set_classes
 from se_inject.surgery.classes import generated, is_generated
-from se_inject.surgery.edit import Edit, is_name
+from se_inject.surgery.edit import Edit, edits, is_name
 from se_inject.surgery.fingerprint import fingerprint
 from se_inject.trace.calls import graphs_of
 from se_inject.types import REWRITTEN, Decision, Plan
@@ -174,15 +174,12 @@ def _module(model: nn.Module, path: str) -> nn.Module:
 
 
 def _classes(model: nn.Module, plan: Plan) -> dict[str, type]:
-    edits: dict[str, tuple[Edit, ...]] = {}
+    changes: dict[str, tuple[Edit, ...]] = {}
     for decision in plan.insertions:
         carrier = _carrier(decision)
         if carrier.kind in REWRITTEN:
-            edits[carrier.path] = (
-                *edits.get(carrier.path, ()),
-                Edit(carrier.name, carrier.position, carrier.kind == "wrap_input"),
-            )
-    return {path: generated(type(_module(model, path)), edit) for path, edit in edits.items()}
+            changes[carrier.path] = (*changes.get(carrier.path, ()), *edits(carrier))
+    return {path: generated(type(_module(model, path)), change) for path, change in changes.items()}
 
 
 def _insert(model: nn.Module, decision: Decision, seed: int) -> dict[str, Any]:

@@ -37,3 +37,9 @@ def record_of(node: fx.Node) -> NodeRecord:
     if record is None:
         record = node.meta[KEY] = NodeRecord()
     return record
+
+
+def place(call: Call, node: fx.Node) -> tuple[Any, ...]:
+    """What names a value in every forward: whose code makes it, by which expression, out of what it calls."""
+    record = record_of(node)
+    return call.path, record.span, node.target, record.fx_node
