@@ -77,7 +77,7 @@ REASONS: dict[str, str] = {
     "shared-weight": "the batch norm shares its weight with another module",
     # notes
     "one-path": "it stands on one path of a method that has others",
-    "untold-gradient": "eval mode gives it no gradient, and train mode does not run: whether a gate learns is not known",
+    "untold-gradient": "eval mode gives it no gradient, and train mode does not run: nothing is known",
     "real-run": "the model was run on real tensors, because it does not run without data",
     "no-gate": "the block has no channel gate",
     "gate-unused": "the channel gate did not run on the batch",

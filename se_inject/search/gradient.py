@@ -21,7 +21,7 @@ from se_inject.inputs import tensors_in
 from se_inject.random_state import seed_all, undisturbed
 from se_inject.search.nodes import result
 from se_inject.search.sites import Found
-from se_inject.trace.calls import Call, Trace
+from se_inject.trace.calls import Call, Trace, graphs_of
 from se_inject.trace.recorder import record
 from se_inject.trace.records import place, record_of
 from se_inject.types import Reason, Site
