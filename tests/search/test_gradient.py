@@ -342,7 +342,7 @@ def test_both_sides_of_a_branch_get_the_same_child() -> None:
     assert [d.site.owner for d in result.plan.decisions if d.status == "insert"] == ["blocks.0", "blocks.1"]
     assert not result.plan.skips and check(result).passed is True
     (source,) = result.report.rewritten.values()
-    assert source.count("self.se(self.bn2(self.conv2(self.first(x))))") == 2
+    assert source.after.count("self.se(self.bn2(self.conv2(self.first(x))))") == 2
     rewritten, x = open_gates(result.model), image()
     for training in (False, True):
         model.train(training), rewritten.train(training)
