@@ -34,7 +34,6 @@ def calls(work: Callable[[], object]) -> int:
         nonlocal count
         count += event in ("call", "c_call")
 
-    gc.collect()
     gc.disable()  # what it would call belongs to others
     sys.setprofile(hear)
     try:
