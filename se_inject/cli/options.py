@@ -146,8 +146,8 @@ replace_options = options(
 
 
 def output_options(steps: int = 8) -> Callable[..., Any]:
-    """``--json`` and ``--quiet``. They make the ``screen`` that a command is called with; ``steps`` are what it is told
-    of, the longest: load, plan, reference, cost before, splice, cost after, checks, write."""
+    """``--json`` and ``--quiet``. They make the ``screen`` that a command is called with; ``steps``: how many it shows,
+    at most: load, plan, reference, cost before, splice, cost after, checks, write."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @of_output("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")

@@ -71,7 +71,7 @@ def convert(
     screen: Screen,
     origin: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Load, plan or read a plan, splice, check, write; ``origin`` is told beside where the weights are from."""
+    """Load, plan or read a plan, splice, check, write; ``origin``: what the report says beside their source."""
     wanted, limit = format_names(formats), parse_size(max_shard_size)
     read_files = existing(request.weights.checkpoint, request.rules.rules, plan_file)
     check_output(output, force=force, discard_changes=discard_changes, inputs=read_files)

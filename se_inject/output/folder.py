@@ -45,8 +45,8 @@ def save(
 ) -> Report:
     """Write the folder, and return the report with the checks of what was read back and the list of files.
 
-    ``hashes``: of the model's tensors, where they are known. ``advance`` hears how many bytes of the weights are
-    written, of how many.
+    ``hashes``: of the model's tensors, where they are known. ``advance``: progress callback, bytes of the
+    weights written and their total.
     """
     from se_inject.report import formats as renderers
     from se_inject.report.html.page import to_html

@@ -53,9 +53,9 @@ def tensors_writer(
     """A function that writes ``state_dict`` at a path; the tensors are checked now and read when it runs.
 
     Tensors that are the same view of the same memory are stored once, under the first name in sorted order, and the
-    others in the metadata ``aliases``; other views of shared memory are stored each for itself. ``written`` hears the
-    bytes of each tensor once they are handed to the disk. Raises ``WriteError`` naming the tensor for meta, sparse,
-    quantized, and much expanded tensors, and dtypes without a code.
+    others in the metadata ``aliases``; other views of shared memory are stored each for itself. ``written``:
+    callback with the bytes of each tensor once they are handed to the disk. Raises ``WriteError`` naming the tensor for
+    meta, sparse, quantized, and much expanded tensors, and dtypes without a code.
 
     >>> tensors_writer(model.state_dict(), {"plan": digest})(Path("model.safetensors"))
     """

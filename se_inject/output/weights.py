@@ -41,8 +41,8 @@ def weights_files(
 ) -> dict[str, bytes | Callable[[Path], None]]:
     """The files of a state dict, name -> what writes it: one file, or shards of at most ``limit`` bytes and an index.
 
-    A tensor that is larger than ``limit`` has a shard to itself. ``advance`` hears the bytes written and their total.
-    Raises ``WriteError`` as ``tensors_writer`` does.
+    A tensor that is larger than ``limit`` has a shard to itself. ``advance``: progress callback, bytes written and
+    their total. Raises ``WriteError`` as ``tensors_writer`` does.
     """
     stored, aliases = distinct(state_dict)
     total = sum(tensor.numel() * tensor.element_size() for tensor in stored.values())

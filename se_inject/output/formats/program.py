@@ -2,7 +2,7 @@
 
 It is loaded back in a process of its own that knows neither this tool nor the model's library, and compared there at
 batches 1, 2 and 7 and at two sizes. Loading a .pt2 file can run code, so ``verify`` reads the weights in it as plain
-bytes and leaves the program alone, unless it is told that the file may be run.
+bytes and leaves the program alone, unless the file may be run.
 """
 
 from __future__ import annotations

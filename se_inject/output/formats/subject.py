@@ -31,7 +31,7 @@ class Subject:
     given_hashes: Mapping[str, str] | None = None  # of the model's tensors, where they are known already
     runs: frozenset[str] = frozenset()  # formats of which a file in the folder may be run
     max_shard_size: int | None = None  # bytes
-    advance: Callable[[int, int, str], None] = lambda done, total, unit: None  # hears how much is written
+    advance: Callable[[int, int, str], None] = lambda done, total, unit: None  # progress callback
 
     @property
     def whole(self) -> nn.Module:
