@@ -116,3 +116,12 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 def noise(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
     """Normal noise from its own generator: the global one stays as it was."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def tensors_in(output: Any) -> list[torch.Tensor]:
+    """All tensors of an output, result objects of unknown classes included."""
+    found = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+    for leaf in pytree.tree_leaves(output):
+        if hasattr(leaf, "__dict__") and not isinstance(leaf, torch.Tensor | nn.Module):
+            found += [v for v in pytree.tree_leaves(vars(leaf)) if isinstance(v, torch.Tensor)]
+    return found

@@ -42,6 +42,10 @@ REASONS: dict[str, str] = {
     "start": "the block cannot start so",
     "block-fails": "the user's block does not run there",
     "not-identity": "the user's block does not start as the identity",
+    # a gate there would not learn
+    "no-grad": "it is computed without gradients",
+    "no-gradient": "no gradient leads from the outputs to it",
+    "eval-mode-only": "it runs in eval mode only",
     # obstacles: nothing can carry a block there
     "channels-vary": "calls of one forward have different channels",
     "axis-unknown": "the channel axis is not known",
@@ -73,7 +77,7 @@ REASONS: dict[str, str] = {
     "shared-weight": "the batch norm shares its weight with another module",
     # notes
     "one-path": "it stands on one path of a method that has others",
-    "eval-mode-only": "it runs in eval mode only",
+    "untold-gradient": "eval mode gives it no gradient, and train mode does not run: nothing is known",
     "real-run": "the model was run on real tensors, because it does not run without data",
     "no-gate": "the block has no channel gate",
     "gate-unused": "the channel gate did not run on the batch",
@@ -87,7 +91,7 @@ REASONS: dict[str, str] = {
     "nothing-to-compare": "there are no inputs, outputs or weights to compare",
     "never-ran": "a block never ran",
     "gradient-not-finite": "a gradient of a block is not finite",
-    "no-gradient": "the output does not depend on a block",
+    "gradient-zero": "the gradient of a block is zero, and neither zeros nor saturated gates explain it",
     "keys": "keys are lost, changed or not planned",
     "overhead": "parameters or MACs did not grow by what the blocks account for",
     "missing": "a file is missing",

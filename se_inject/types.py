@@ -70,6 +70,7 @@ class Carrier:
     position: Position | None = None  # source: the expression that is wrapped
     node: str | None = None  # graph: the node after which the block stands; sequential_after: the child
     user: str | None = None  # graph: the one user of the node that gets the block's output, None for all
+    others: tuple[Position, ...] = ()  # source: where a branch on ``training`` makes the same value in the other mode
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ class Site:
     obstacle: Reason | None = None  # why no carrier could be found
     absorb: str = ""  # path of the batch norm that `absorb` doubles
     absorb_obstacle: Reason | None = None  # why `absorb` is not possible here
-    note: Reason | None = None  # said in the report: for instance that the place exists in train mode only
+    note: Reason | None = None  # said in the report: for instance that another path passes by it
+    no_gradient: Reason | None = None  # why a gate here could not learn
 
     @property
     def layout(self) -> str:

@@ -9,6 +9,9 @@ Even an identity ``theta`` resamples, and is off by 1e-4. So the start ``identit
 at first, which makes y equal x to the bit. The localisation net must then not start at the identity map, or ``w - x``
 and with it the gradient of ``a`` would be rounding noise, and nothing would ever move: it starts at a random warp of
 about a tenth of the image. ``a`` learns in the first step, the net from the second.
+Positions outside the image give zeros that do not depend on ``theta``. Where weights that are far off, or an input of
+pixels up to 255, throw every position out there, the whole localisation net has a gradient of zero, and ``a`` alone
+learns. Normalise the input, and keep the net's learning rate low.
 The start ``paper`` has a = 1, and the identity map by a zeroed last layer.
 """
 

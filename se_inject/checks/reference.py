@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 
 from se_inject.errors import TraceError, first_line
 from se_inject.guard import eager
-from se_inject.inputs import Inputs, dtype_of, from_shape
-from se_inject.random_state import forked_rng
+from se_inject.inputs import Inputs, dtype_of, from_shape, tensors_in
+from se_inject.random_state import seed_all, undisturbed
 from se_inject.trace.calls import graphs_of
 from se_inject.types import Baseline, Plan
 
@@ -100,7 +100,8 @@ def shrink(model: nn.Module, inputs: Inputs, seed: int = 0) -> Inputs:
 
 def run_forward(model: nn.Module, inputs: Inputs, training: bool, seed: int) -> Run:
     """One forward without gradients, in the given mode and from the given random state."""
-    with preserved(model), forked_rng(seed), torch.no_grad():
+    with preserved(model), undisturbed(), torch.no_grad():
+        seed_all(seed)
         try:
             set_mode(model, training)
             output = model(*inputs.args, **inputs.kwargs)
@@ -136,15 +137,6 @@ def set_mode(model: nn.Module, training: bool) -> None:
     except NotImplementedError:
         if training:
             raise
-
-
-def tensors_in(output: Any) -> list[torch.Tensor]:
-    """All tensors of an output, result objects of unknown classes included."""
-    found = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
-    for leaf in pytree.tree_leaves(output):
-        if hasattr(leaf, "__dict__") and not isinstance(leaf, torch.Tensor | nn.Module):
-            found += [v for v in pytree.tree_leaves(vars(leaf)) if isinstance(v, torch.Tensor)]
-    return found
 
 
 @contextmanager

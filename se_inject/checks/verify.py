@@ -1,13 +1,11 @@
-"""The checks after every splice: that the model computes what it did, that each block runs and learns, and that nothing
-else changed. Each returns a ``Check`` with its figures; modes, buffers, gradients and random state are restored.
+"""The checks after every splice: that the model computes what it did, and that nothing else changed; that each block
+learns is in ``reached``. Each returns a ``Check`` with its figures; modes, buffers and random state are restored.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -16,22 +14,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from se_inject.blocks.make import make_block
-from se_inject.checks.reference import Reference, Run, digest, digests, preserved, run_forward, tensors_in
-from se_inject.errors import VerifyError, first_line
+from se_inject.checks.reference import Reference, Run, digest, digests, run_forward
+from se_inject.errors import VerifyError
 from se_inject.inputs import Inputs
 from se_inject.object_graph import held
-from se_inject.types import Check, Cost, Decision, Plan, Reason, SiteCost
+from se_inject.types import Check, Cost, Plan, SiteCost
 
 ARITHMETIC = 1e-3  # how far the same network may be on another processor, relative to the output's size
 EXACT = ("identity", "absorb")  # starts that must not change the output
-
-
-@dataclass
-class Probe:
-    """What one block saw in a forward with gradients."""
-
-    runs: int = 0
-    all_zero: bool = True
 
 
 def structure(wrong: list[str], modules: int) -> Check:
@@ -140,101 +130,6 @@ def against_outputs(name: str, outputs: Sequence[torch.Tensor], plan: Plan) -> C
     close = moved <= ARITHMETIC
     detail = f"within {moved:.2g} of {plan.whose}, not bit-equal (another machine's arithmetic?)"
     return Check(name, close, detail, "" if close else "differs")
-
-
-def reached(model: nn.Module, inputs: Inputs, plan: Plan) -> Check:
-    """3. Every block runs, and its parameters get a finite gradient from its owner's output, not zero for all of them
-    unless the site's value is all zero (a zeroed last gamma), or is multiplied by a zero (SkipInit, ReZero)."""
-    probes, faults, failure = _with_gradients(model, inputs, plan)
-    if failure:
-        return Check("reached", False, f"the forward with gradients failed: {failure}", "fails")
-    never = [key for key, probe in probes.items() if not probe.runs]
-    if never:
-        return Check("reached", False, f"{len(never)} blocks never ran, the first is {never[0]}", "never-ran")
-    zero = sum(probe.all_zero for probe in probes.values())
-    tail = f"; {zero} see nothing but zeros (a zeroed last gamma)" if zero else ""
-    if faults:
-        with _no_zeros(model, tuple(f"{key}." for key in probes)):
-            _, without, failure = _with_gradients(model, inputs, plan)
-        if without or failure or any(fault.code == "gradient-not-finite" for fault in faults):
-            return Check("reached", False, f"{len(faults)} faults, the first: {faults[0]}", faults[0].code)
-        tail += f"; {len(faults)} are multiplied by a parameter that is zero"
-    return Check("reached", True, f"{len(probes)} blocks ran, their parameters get a finite gradient{tail}")
-
-
-@contextmanager
-def _no_zeros(model: nn.Module, but: tuple[str, ...]) -> Iterator[None]:
-    """Every parameter that is zero throughout is a half for a while, those of the blocks apart."""
-    zeros = [p for n, p in model.named_parameters() if not n.startswith(but) and p.is_floating_point() and not p.any()]
-    values = [p.data for p in zeros]
-    try:
-        for parameter in zeros:
-            parameter.data = torch.full_like(parameter, 0.5)  # in memory of its own: its own may be mapped from a file
-        yield
-    finally:
-        for parameter, value in zip(zeros, values, strict=True):
-            parameter.data = value
-
-
-def _with_gradients(model: nn.Module, inputs: Inputs, plan: Plan) -> tuple[dict[str, Probe], list[Reason], str]:
-    """What each block saw in one forward, what is wrong with its gradient, and why the forward failed, if it did."""
-    probes = {d.key: Probe() for d in plan.insertions}
-    owned: dict[str, list[str]] = {}
-    for decision in plan.insertions:
-        owned.setdefault(_owner(decision), []).append(decision.key)
-    faults: list[Reason] = []
-    handles: list[Any] = []
-    try:
-        for key, probe in probes.items():
-            handles.append(model.get_submodule(key).register_forward_hook(_watch(probe)))
-        for path, keys in owned.items():
-            handles.append(model.get_submodule(path).register_forward_hook(_gradient(model, keys, probes, faults)))
-        with preserved(model), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            model.eval()
-            model(*inputs.args, **inputs.kwargs)
-    except Exception as error:  # foreign code may raise anything
-        return probes, faults, first_line(error)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return probes, faults, ""
-
-
-def _owner(decision: Decision) -> str:
-    carrier = decision.site.carrier
-    assert carrier is not None
-    return carrier.path
-
-
-def _watch(probe: Probe) -> Any:
-    def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        probe.runs += 1
-        probe.all_zero = probe.all_zero and not args[0].detach().any().item()
-
-    return hook
-
-
-def _gradient(model: nn.Module, keys: list[str], probes: dict[str, Probe], faults: list[Reason]) -> Any:
-    """Behind an owner: the gradient of a weighted sum of its output with respect to each block's parameters."""
-
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        tensors = [t for t in tensors_in(output) if t.is_floating_point() and t.requires_grad]
-        if not tensors:
-            return
-        weights = [torch.cos(torch.arange(t.numel(), device=t.device).float()).reshape(t.shape) for t in tensors]
-        loss = sum((t * w).sum() for t, w in zip(tensors, weights, strict=True))
-        for key in keys:
-            parameters = [p for p in model.get_submodule(key).parameters() if p.requires_grad]
-            if not parameters:
-                continue
-            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)  # type: ignore[arg-type]
-            if not all(g is None or torch.isfinite(g).all() for g in gradients):
-                faults.append(Reason("gradient-not-finite", f"the gradient at {key} is not finite"))
-            elif not any(g is not None and g.any() for g in gradients) and not probes[key].all_zero:
-                text = f"the output of {type(module).__name__} does not depend on {key}"
-                faults.append(Reason("no-gradient", text))
-
-    return hook
 
 
 def keys(before: dict[str, str], model: nn.Module, plan: Plan) -> Check:

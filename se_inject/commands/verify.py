@@ -13,6 +13,7 @@ from torch import nn
 from se_inject.checks import trained
 from se_inject.checks import verify as checking
 from se_inject.checks.cost import measure
+from se_inject.checks.reached import reached
 from se_inject.checks.reference import example_of, probe_of
 from se_inject.commands.model import Screen, open_folder, trusting
 from se_inject.commands.report import read_report
@@ -104,7 +105,7 @@ def _whole(report: Report, model: nn.Module, made: Plan, probe: Inputs | None, s
     checks.append(trained.unchanged(model, made) if made.trained else checking.keys(made.baseline.tensors, model, made))
     checks.append(checking.against_baseline(model, probe, made))
     if probe is not None:
-        found = checking.reached(model, probe, made)
+        found = reached(model, probe, made)
         # training may close a gate for good: no fault of the insertion
         checks.append(replace(found, passed=None) if made.trained and found.passed is False else found)
     if (example := example_of(made, dtype_of(model))) is not None:

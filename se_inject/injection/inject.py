@@ -14,6 +14,7 @@ from se_inject._version import __version__
 from se_inject.checks import gates, verify
 from se_inject.checks import reference as baseline
 from se_inject.checks.cost import measure
+from se_inject.checks.reached import reached
 from se_inject.errors import TraceError
 from se_inject.injection.plan import Planned
 from se_inject.inputs import Inputs
@@ -129,7 +130,7 @@ def _checks(
     checks = [as_planned(result, planned)]
     if reference is not None:
         checks += verify.outputs(reference, result, made)
-        checks.append(verify.reached(result, reference.probe, made))
+        checks.append(reached(result, reference.probe, made))
         checks.append(verify.keys(reference.tensors, result, made))
     else:
         checks.append(Check("outputs", None, "the model has no weights (meta tensors)", "nothing-to-compare"))

@@ -19,6 +19,7 @@ from se_inject.rules.auto import needed
 from se_inject.rules.decide import Budget, decide
 from se_inject.rules.schema import Rules, read, to_plain
 from se_inject.search.carriers import is_free
+from se_inject.search.gradient import learnable
 from se_inject.search.sites import Found, find_sites
 from se_inject.search.train_mode import train_only
 from se_inject.surgery import splice
@@ -62,7 +63,7 @@ def survey(model: nn.Module, example_inputs: Any, placements: Collection[str], s
     with uncollected():
         recorded = trace(model, inputs)
         found = train_only(recorded, find_sites(recorded, placements), placements)
-        return Survey(model, recorded, found, inputs)
+        return Survey(model, recorded, learnable(recorded, found), inputs)
 
 
 def make_plan(

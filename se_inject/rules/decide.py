@@ -12,7 +12,7 @@ from se_inject.errors import NothingSelectedError, RulesError, closest
 from se_inject.rules.auto import choose, no_way
 from se_inject.rules.budget import RATIOS
 from se_inject.rules.schema import Rules
-from se_inject.rules.select import Answer, included, refusal, select
+from se_inject.rules.select import Answer, included, named, refusal, select
 from se_inject.types import Decision, Reason, Site
 
 # `inner` under `auto`: a quarter of the block's input channels, the convention of MBConv and RegNetY.
@@ -88,6 +88,11 @@ def _decide(site: Site, rules: Rules, chosen: tuple[bool, Reason], selected: Ans
     init = (match.init if match else "") or rules.init
     block = find_block(spec.name)
     reason = reason or _impossible(site, rules, spec.name, init, half)
+    if site.no_gradient and not reason:  # whoever names the site gets it, and is told
+        if not named(rules, match, site):
+            return Decision(site, "skip", site.no_gradient)
+        text = "; ".join(str(reason) for reason in (site.note, site.no_gradient) if reason)
+        site = replace(site, note=Reason(site.no_gradient.code, text))
     if reason:
         return Decision(site, "skip", reason)
     try:

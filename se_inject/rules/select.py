@@ -87,6 +87,12 @@ def of_kernel(rule: Rule, site: Site) -> Reason | None:
     return None
 
 
+def named(rules: Rules, entry: Match | None, site: Site) -> bool:
+    """Whether an include asks for the site by its name."""
+    asked: tuple[Rule, ...] = (rules, entry) if entry is not None else (rules,)
+    return any(rule.include and not included(rule, site) for rule in asked)
+
+
 CONDITIONS: tuple[Callable[[Rule, Site], Reason | None], ...] = (
     included,
     excluded,

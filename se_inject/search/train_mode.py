@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from se_inject.inputs import Inputs
+from se_inject.random_state import seed_all, undisturbed
 from se_inject.search.ops import data, module_of, op
 from se_inject.search.sites import Found, find_sites
 from se_inject.trace.calls import Call, Names, Trace, record_of
@@ -21,15 +22,17 @@ from se_inject.trace.recorder import record
 from se_inject.trace.source import methods
 from se_inject.types import Reason, Site
 
-EVAL_ONLY = Reason("eval-mode-only", "runs in eval mode only")
+EVAL_ONLY = Reason("eval-mode-only", "it runs in eval mode only: a gate here would not learn")
 TRAIN_ONLY = Reason("train-mode-only", "it runs in train mode only")
+ATTEMPTS = 8  # forwards in train mode before a place counts as missing there: a random one may pass it by
 
 
 def train_only(trace: Trace, found: Found, placements: Collection[str]) -> Found:
-    """``found`` with a note on every site that does not run in train mode; sites of ``placements`` that run only there
-    are added, with that as their obstacle."""
+    """``found`` in view of train mode. A place that both sides of a branch have gets one child for both; a site that
+    does not run in train mode has ``no_gradient``; sites of ``placements`` that run only there are added, with that as
+    their obstacle."""
     owners = {site.owner for site in found.sites}
-    notes: dict[str, Reason] = {}
+    changed: dict[str, Site] = {}
     extra: dict[str, Site] = {}
     same: set[Any] = set()  # kinds of modules that go the same way in both modes: of each, one is recorded
     by_path: dict[str, list[Call]] = {}
@@ -47,28 +50,67 @@ def train_only(trace: Trace, found: Found, placements: Collection[str]) -> Found
         if training is None:
             continue
         in_training = _places(training[0])
-        before = len(notes) + len(extra)
-        for site in found.sites:
-            if site.owner == call.path and not defining_span(site, found) <= in_training:
-                notes[site.id] = EVAL_ONLY
         trained = Trace(trace.root, trace.inputs, training)
         again = find_sites(trained, placements) if in_training - in_eval else Found((), {})
-        for site in again.sites:
-            if site.owner == call.path and not defining_span(site, again) & in_eval:
-                name = site.id if all(site.id != s.id for s in found.sites) else f"{site.id}_train"
-                extra.setdefault(name, replace(site, id=name, obstacle=TRAIN_ONLY))
-        if len(notes) + len(extra) == before:
+        own = [s for s in found.sites if s.owner == call.path]
+        for attempt in range(1, ATTEMPTS):
+            if all(_made(site, found) <= in_training for site in own):
+                break
+            in_training |= _places((_in_training(trace.names, call, seed=attempt) or training)[0])
+        missing = [site for site in own if not _made(site, found) <= in_training]
+        gated = {place for site in own for place in _made(site, found)}
+        new = [
+            site
+            for site in again.sites
+            if site.owner == call.path and not _made(site, again) <= gated
+            if not _made(site, again) | defining_span(site, again) <= in_eval
+        ]
+        pairs = _pairs(missing, [site for site in new if not _made(site, again) & in_eval])
+        for site in missing:
+            changed[site.id] = pairs.get(site.id) or replace(site, no_gradient=EVAL_ONLY)
+        for site in new if len(pairs) < len(new) else ():
+            name = site.id if all(site.id != s.id for s in found.sites) else f"{site.id}_train"
+            extra.setdefault(name, replace(site, id=name, obstacle=TRAIN_ONLY))
+        if not missing and not new:
             same.add(kind)
-    sites = [replace(site, note=notes.get(site.id, site.note)) for site in found.sites]
+    sites = [changed.get(site.id, site) for site in found.sites]
     return Found((*sites, *extra.values()), found.places)
 
 
-def _in_training(names: Names, call: Call, within: Collection[nn.Module] = ()) -> list[Call] | None:
+def _pairs(missing: list[Site], new: list[Site]) -> dict[str, Site]:
+    """The sites of eval mode whose like train mode has on the other side of a branch, with both places: none where
+    one of them has no like, for then nothing tells which belong together."""
+    if [_like(site) for site in missing] != [_like(site) for site in new]:
+        return {}
+    pairs = {}
+    for site, other in zip(missing, new, strict=True):
+        carrier, beyond = site.carrier, other.carrier
+        if carrier is None or beyond is None or site.obstacle or other.obstacle or carrier.path != beyond.path:
+            return {}
+        if carrier.kind == beyond.kind == "source":
+            assert beyond.position is not None
+            carrier = replace(carrier, others=(*carrier.others, beyond.position))
+        elif (carrier.kind, carrier.node, carrier.user) != (beyond.kind, beyond.node, beyond.user):
+            return {}
+        pairs[site.id] = replace(site, carrier=carrier, note=None)  # no path passes by it any more
+    return pairs
+
+
+def _like(site: Site) -> tuple[Any, ...]:
+    return site.placement, site.axis, site.shape, site.calls
+
+
+def _in_training(
+    names: Names, call: Call, within: Collection[nn.Module] = (), seed: int | None = None
+) -> list[Call] | None:
     """The calls that the module makes in train mode, itself first; None when it does not run so."""
     modes = [(module, module.training) for module in call.module.modules()]
     try:
         call.module.train()
-        return record(names, call.module, Inputs(call.args, call.kwargs), within)
+        with undisturbed():
+            if seed is not None:
+                seed_all(seed)
+            return record(names, call.module, Inputs(call.args, call.kwargs), within)
     except Exception:  # needs targets, or draws on something that the skeleton lacks: said by the output check
         return None
     finally:
@@ -109,6 +151,12 @@ def _flags(module: nn.Module) -> frozenset[Any]:
 
 def _places(call: Call) -> set[Any]:
     return {(record_of(node).span, node.target) for node in call.graph.nodes if node.op.startswith("call")}
+
+
+def _made(site: Site, found: Found) -> set[Any]:
+    """The expressions around which a block at the site would stand."""
+    nodes = [user or node for _, node, user in found.places[site.id]]
+    return {(record_of(node).span, node.target) for node in nodes if node.op.startswith("call")}
 
 
 def defining_span(site: Site, found: Found) -> set[Any]:

@@ -31,8 +31,9 @@ def edits_of(decisions: Iterable[Decision]) -> dict[str, tuple[Edit, ...]]:
     for decision in decisions:
         carrier = decision.site.carrier
         if carrier is not None and carrier.kind in REWRITTEN:
-            edit = Edit(carrier.name, carrier.position, carrier.kind == "wrap_input")
-            edits[carrier.path] = (*edits.get(carrier.path, ()), edit)
+            places = (carrier.position, *carrier.others)
+            new = (Edit(carrier.name, place, carrier.kind == "wrap_input") for place in places)
+            edits[carrier.path] = (*edits.get(carrier.path, ()), *new)
     return edits
 
 

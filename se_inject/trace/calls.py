@@ -73,6 +73,12 @@ def record_of(node: fx.Node) -> NodeRecord:
     return record
 
 
+def place(call: Call, node: fx.Node) -> tuple[Any, ...]:
+    """What names a value in every forward: whose code makes it, by which expression, out of what it calls."""
+    record = record_of(node)
+    return call.path, record.span, node.target, record.fx_node
+
+
 @dataclass
 class Trace:
     """All calls of one forward, in the order in which they began."""

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-import random
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +21,7 @@ from torch.utils._device import _device_constructors
 
 from se_inject.guard import eager
 from se_inject.inputs import Inputs
+from se_inject.random_state import undisturbed
 from se_inject.trace.calls import KEY, Call, Names, NodeRecord, is_leaf, record_of
 from se_inject.trace.source import CodeSpan, current_span
 
@@ -31,12 +30,19 @@ SHAPE_KEPT = {F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm}
 PLAIN = (int, float, str, bool, type(None), torch.dtype, torch.device, torch.memory_format, torch.layout, complex)
 
 
-def record(names: Names, module: nn.Module, inputs: Inputs, within: Collection[nn.Module] = ()) -> list[Call]:
+def record(
+    names: Names,
+    module: nn.Module,
+    inputs: Inputs,
+    within: Collection[nn.Module] = (),
+    mark: Callable[[Call, fx.Node, torch.Tensor], torch.Tensor] | None = None,
+) -> list[Call]:
     """The calls that ``module`` makes on ``inputs``, itself first; ``names`` are those of the whole skeleton.
 
-    ``within``: the modules to look at, when not all of ``module``'s.
+    ``within``: the modules to look at, when not all of ``module``'s. ``mark``: what stands in for each value of its
+    own, in a forward with gradients.
     """
-    recorder = Recorder(names)
+    recorder = Recorder(names, mark)
     handles: list[Any] = []
     modules = within or list(module.modules())
     graph_modules = [m for m in modules if isinstance(m, fx.GraphModule)]
@@ -47,7 +53,8 @@ def record(names: Names, module: nn.Module, inputs: Inputs, within: Collection[n
             handles.append(child.register_forward_pre_hook(recorder.enter, with_kwargs=True))
             # Called after an exception too: a forward may catch it and go on.
             handles.append(child.register_forward_hook(recorder.leave, with_kwargs=True, always_call=True))
-        with torch.inference_mode(False), torch.no_grad(), undisturbed(), eager(), recorder:
+        gradients = torch.set_grad_enabled(mark is not None)
+        with torch.inference_mode(False), gradients, undisturbed(), eager(), recorder:
             module(*inputs.args, **inputs.kwargs)
     finally:
         for handle in handles:
@@ -60,8 +67,9 @@ def record(names: Names, module: nn.Module, inputs: Inputs, within: Collection[n
 class Recorder(TorchFunctionMode):
     """Writes down what happens to tensors between ``enter`` and ``leave`` of each module."""
 
-    def __init__(self, names: Names) -> None:
+    def __init__(self, names: Names, mark: Callable[[Call, fx.Node, torch.Tensor], torch.Tensor] | None = None) -> None:
         super().__init__()
+        self.mark = mark
         self.paths, self.constants, self.meta = names.paths, names.constants, names.meta
         self.calls: list[Call] = []
         self.stack: list[Call] = []
@@ -154,7 +162,8 @@ class Recorder(TorchFunctionMode):
         if not self.meta:
             return func(*args, **kwargs)
         if func in SHAPE_KEPT and args and args[0].is_meta:
-            return torch.empty_like(args[0])  # its meta kernel is written in Python, and takes half the time of a trace
+            # Its meta kernel is written in Python, and takes half the time of a trace. A negative keeps the history.
+            return args[0].neg() if args[0].requires_grad else torch.empty_like(args[0])
         if func in _device_constructors() and kwargs.get("device") is None:
             kwargs["device"] = "meta"
         return func(*args, **kwargs)
@@ -197,7 +206,12 @@ class Recorder(TorchFunctionMode):
                 before = versions[id(value)]
                 record_of(node).identity = before is not None and before == version(value) and len(leaves) == 1
                 self.leaf += 1
-                leaves[i] = value = value.detach()
+                tracked = value.requires_grad and torch.is_grad_enabled()
+                leaves[i] = value = value.view_as(value) if tracked else value.detach()
+                self.leaf -= 1
+            if self.mark is not None and len(leaves) == 1:
+                self.leaf += 1
+                leaves[i] = value = self.mark(call, node, value)
                 self.leaf -= 1
             part = node
             if paths:
@@ -246,17 +260,6 @@ class Recorder(TorchFunctionMode):
         if isinstance(value, slice):
             return slice(*(self._argument(call, part) for part in (value.start, value.stop, value.step)))
         return value if isinstance(value, PLAIN) else f"<{type(value).__name__}>"
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """The random state of torch and of Python, put back."""
-    state = random.getstate()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(state)
 
 
 def describe(func: Any, args: tuple[Any, ...]) -> tuple[str, Any]:

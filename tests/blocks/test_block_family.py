@@ -709,3 +709,15 @@ def test_custom_block_from_the_command_line(tmp_path: Path) -> None:
 
 def run(*args: str) -> Any:
     return CliRunner().invoke(main, list(args))
+
+
+@pytest.mark.parametrize(("far", "learning"), [(0.0, 11), (9.0, 1)])
+def test_a_warp_that_points_outside_the_image_has_no_gradient(far: float, learning: int) -> None:
+    """All samples are zeros there, whatever the map: the net cannot find back, and only the blend learns."""
+    torch.manual_seed(0)
+    module: Any = find_block("stn").module(3, depth=3, blend=True)
+    with torch.no_grad():
+        module.blend.fill_(0.5)
+        module.localisation.fc2.bias[2] += far  # the shift in x, in half widths
+    (module(torch.randn(2, 3, 32, 32)) ** 2).sum().backward()
+    assert sum(bool(p.grad.any()) for p in module.parameters()) == learning

@@ -15,10 +15,11 @@ from torch.nn import functional as F
 import se_inject
 from se_inject.checks import reference as baseline
 from se_inject.checks import verify
-from se_inject.checks.reference import Run, digests, preserved, run_forward, tensors_in
+from se_inject.checks.reached import reached
+from se_inject.checks.reference import Run, digests, preserved, run_forward
 from se_inject.errors import VerifyError
 from se_inject.injection import plan as planning
-from se_inject.inputs import from_shape
+from se_inject.inputs import from_shape, tensors_in
 from se_inject.surgery import splice
 from se_inject.surgery.expected import differences
 from se_inject.trace.record import trace
@@ -46,7 +47,7 @@ class Case:
         return verify.outputs(self.reference, self.result, self.plan)
 
     def reached(self) -> Check:
-        return verify.reached(self.result, self.reference.probe, self.plan)
+        return reached(self.result, self.reference.probe, self.plan)
 
     def keys(self) -> Check:
         return verify.keys(self.reference.tensors, self.result, self.plan)
@@ -294,7 +295,7 @@ def test_a_block_that_never_runs() -> None:
     case = Case()
     case.result.blocks[1].__class__ = Residual
     check = case.reached()
-    assert check.passed is False and check.detail == "1 blocks never ran, the first is blocks.1.se"
+    assert check.passed is False and check.detail == "1 blocks never ran in train mode, the first is blocks.1.se"
 
 
 class Detached(Residual):
@@ -313,8 +314,8 @@ class Swamped(Residual):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        (Detached, "1 faults, the first: the output of Detached does not depend on blocks.1.se"),
-        (Swamped, "1 faults, the first: the gradient at blocks.1.se is not finite"),
+        (Detached, "1 blocks get no gradient from the outputs in train mode, the first is blocks.1.se"),
+        (Swamped, "the gradient of 2 blocks is not finite in train mode, the first is blocks.0.se"),
         (Fails, "the forward with gradients failed: broken"),
     ],
 )
@@ -353,7 +354,7 @@ def test_a_zeroed_last_gamma_is_reported_not_failed() -> None:
     case = Case(model)
     check = case.reached()
     assert check.passed is True
-    assert check.detail.startswith("2 blocks ran, ")
+    assert check.detail.startswith("2 blocks ran in train mode, ")
     assert check.detail.endswith("; 1 see nothing but zeros (a zeroed last gamma)")
     assert "zeros" not in Case().reached().detail
 

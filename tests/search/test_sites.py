@@ -850,7 +850,7 @@ TRAIN, EVAL = "train-mode-only", "eval-mode-only"
     [
         (Moded("both"), {":standard": (None, None)}),
         (Moded("inline drop path"), {":standard": (None, None)}),
-        (Moded("eval"), {":standard": (None, EVAL)}),
+        (Moded("eval"), {":standard": (None, None)}),
         (Moded("train"), {":standard": (TRAIN, "one-path")}),
         (Moded("train first"), {":standard": (None, None), ":standard_train": (TRAIN, "one-path")}),
         (Handed(""), {":standard": (None, None)}),
