@@ -50,11 +50,8 @@ def train_only(trace: Trace, found: Found, placements: Collection[str]) -> Found
         if training is None:
             continue
         in_training = _places(training[0])
-        again = (
-            find_sites(Trace(trace.root, trace.inputs, training), placements)
-            if in_training - in_eval
-            else Found((), {})
-        )
+        trained = Trace(trace.root, trace.inputs, training)
+        again = find_sites(trained, placements) if in_training - in_eval else Found((), {})
         own = [s for s in found.sites if s.owner == call.path]
         for attempt in range(1, ATTEMPTS):
             if all(_made(site, found) <= in_training for site in own):

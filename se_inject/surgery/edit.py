@@ -32,8 +32,8 @@ def edits_of(decisions: Iterable[Decision]) -> dict[str, tuple[Edit, ...]]:
         carrier = decision.site.carrier
         if carrier is not None and carrier.kind in REWRITTEN:
             places = (carrier.position, *carrier.others)
-            made = tuple(Edit(carrier.name, place, carrier.kind == "wrap_input") for place in places)
-            edits[carrier.path] = (*edits.get(carrier.path, ()), *made)
+            new = (Edit(carrier.name, place, carrier.kind == "wrap_input") for place in places)
+            edits[carrier.path] = (*edits.get(carrier.path, ()), *new)
     return edits
 
 
