@@ -22,7 +22,7 @@ from se_inject.cli import main
 from se_inject.errors import LoadError, WriteError
 from se_inject.output.adding import WAITING, add_files
 from se_inject.output.atomic import check_output, write
-from se_inject.output.sums import HEADER, SIGNATURE, SUMS, compare, read_sums, sums_text, users_work
+from se_inject.output.sums import HEADER, SIGNATURE, SUMS, compare, files_check, read_sums, sums_text, users_work
 from tests.output.test_atomic import in_child
 from tests.tiny import inject, net
 
@@ -213,13 +213,16 @@ def test_an_output_of_0_1_is_proven_by_its_report_but_for_the_reports(tmp_path: 
         artifact["sha256"] = hashlib.sha256((out / artifact["path"]).read_bytes()).hexdigest()
     (out / "report.json").write_text(json.dumps(report))
     assert users_work(out) == ("report.html", "report.json", "report.md")
-    verified = CliRunner().invoke(main, ["verify", str(out), "--model", "tests.tiny:net"])
-    assert verified.exit_code == 0 and "version 0.1 wrote no SHA256SUMS" in " ".join(verified.stdout.split())
+    check, found = files_check(out)
+    assert check.passed and "version 0.1 wrote no SHA256SUMS" in check.detail
+    assert set(found.right) >= {"model.safetensors", "plan.json", "report.json"}  # of which nothing says otherwise
     with pytest.raises(WriteError, match=r"could be sealed anew: an output of 0\.1"):
         add_files(out, {"bench.json": b"{}"})
     (out / "modeling.py").write_text("mine")
     assert "modeling.py" in users_work(out)
-    assert "modeling.py is not the file that was written" in command(
+    check, found = files_check(out)
+    assert check.passed is False and check.detail == "modeling.py is not the file that was written"
+    assert "modeling.py" not in found.right
         "verify", str(out), "--model", "tests.tiny:net", code=1
     )
 
