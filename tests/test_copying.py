@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import se_inject
-from se_inject.checks.verify import independent
+from se_inject.checks.independent import independent
 from se_inject.errors import CopyError, SEInjectError
 from se_inject.inputs import resolve
 from se_inject.object_graph import held

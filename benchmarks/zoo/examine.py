@@ -18,7 +18,7 @@ from torch import fx, nn
 from benchmarks import leave_se_out
 from benchmarks.zoo.architectures import family, load
 from se_inject.blocks.make import make_block
-from se_inject.checks.verify import planned_keys
+from se_inject.checks.keys import planned_keys
 from se_inject.errors import NothingSelectedError, TraceError, sentence
 from se_inject.injection.inject import realise
 from se_inject.injection.plan import Planned, Survey, decided, survey

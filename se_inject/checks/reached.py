@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from se_inject.checks.reference import preserved, set_mode
+from se_inject.checks.spliced import Spliced
 from se_inject.errors import first_line
 from se_inject.inputs import Inputs, tensors_in
 from se_inject.random_state import seed_all, undisturbed
@@ -54,6 +55,12 @@ class Observed:
     def of(self, *kinds: str) -> list[str]:
         """The blocks whose gradient is so, those apart whose site's value is all zero (a zeroed last gamma)."""
         return [k for k, p in self.probes.items() if p.gradient in kinds and not (p.all_zero and p.gradient == ZERO)]
+
+
+def check(spliced: Spliced) -> tuple[Check, ...]:
+    if spliced.reference is None:
+        return ()
+    return (reached(spliced.model, spliced.reference.probe, spliced.plan),)
 
 
 def reached(model: nn.Module, inputs: Inputs, plan: Plan) -> Check:

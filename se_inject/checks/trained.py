@@ -11,7 +11,8 @@ from torch import nn
 
 from se_inject.blocks.make import make_block
 from se_inject.checks import reference as baseline
-from se_inject.checks.verify import absorbed, same
+from se_inject.checks.keys import absorbed
+from se_inject.checks.outputs import same
 from se_inject.errors import SpliceError
 from se_inject.inputs import Inputs, dtype_of
 from se_inject.types import Check, Plan, Report

@@ -28,7 +28,7 @@ def verify(
       se-inject verify out
       se-inject verify out --model my_models:make_net
     """
-    from se_inject.checks.verify import require
+    from se_inject.checks.table import require
     from se_inject.commands import verify as work
     from se_inject.report.text import render_checks
 

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from se_inject.checks import trained
-from se_inject.checks import verify as checking
 from se_inject.checks.cost import measure
+from se_inject.checks.keys import keys
+from se_inject.checks.outputs import against_baseline
+from se_inject.checks.overhead import overhead
 from se_inject.checks.reached import reached
 from se_inject.checks.reference import example_of, probe_of
 from se_inject.commands.model import Screen, open_folder, trusting
@@ -102,13 +104,13 @@ def _whole(report: Report, model: nn.Module, made: Plan, probe: Inputs | None, s
     if not made.baseline.tensors:
         reason = "the folder was written without checks (--no-verify)"
         return [Check(name, None, reason, "unchecked") for name in ("keys", "outputs (eval)")]
-    checks.append(trained.unchanged(model, made) if made.trained else checking.keys(made.baseline.tensors, model, made))
-    checks.append(checking.against_baseline(model, probe, made))
+    checks.append(trained.unchanged(model, made) if made.trained else keys(made.baseline.tensors, model, made))
+    checks.append(against_baseline(model, probe, made))
     if probe is not None:
         found = reached(model, probe, made)
         # training may close a gate for good: no fault of the insertion
         checks.append(replace(found, passed=None) if made.trained and found.passed is False else found)
     if (example := example_of(made, dtype_of(model))) is not None:
         measured = measure(model, example, [d.key for d in made.insertions])
-        checks.append(checking.overhead(report.before, measured.cost, measured.sites(made)))
+        checks.append(overhead(report.before, measured.cost, measured.sites(made)))
     return checks

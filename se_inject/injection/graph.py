@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import fx, nn
 
+from se_inject.checks.outputs import same
 from se_inject.checks.reference import Run, run_forward
-from se_inject.checks.verify import same
 from se_inject.errors import TraceError, first_line
 from se_inject.guard import eager
 from se_inject.inputs import Inputs

@@ -11,21 +11,21 @@ import torch
 from torch import nn
 
 from se_inject._version import __version__
-from se_inject.checks import gates, verify
+from se_inject.checks import gates
 from se_inject.checks import reference as baseline
 from se_inject.checks.cost import measure
-from se_inject.checks.reached import reached
+from se_inject.checks.spliced import Spliced
+from se_inject.checks.table import require, run_checks
 from se_inject.errors import TraceError
 from se_inject.injection.plan import Planned
 from se_inject.inputs import Inputs
 from se_inject.report.drawing import drawings
 from se_inject.report.tables import percent
 from se_inject.surgery import splice
-from se_inject.surgery.expected import differences
 from se_inject.trace.calls import record_of
-from se_inject.trace.record import trace, uncollected
+from se_inject.trace.record import trace
 from se_inject.trace.skeleton import share, skeleton
-from se_inject.types import Check, Cost, GateStats, Plan, Report, Rewrite, SiteCost
+from se_inject.types import Check, GateStats, Plan, Report, Rewrite
 
 
 @dataclass
@@ -68,10 +68,7 @@ def realise(
     fits = partial(_meets, model, planned)
     reference = None
     if check and has_weights:
-        # On a copy that shares the weights: the model may be in use by another thread, and its forward may keep count.
-        # A copy of an exported module would lose its `train`, which refuses to change the mode.
-        original = model if inplace or "train" in vars(model) else skeleton(model, keep=share, hooks=True)
-        reference = baseline.take(original, inputs, made.seed, fits)
+        reference = baseline.take(_to_run(model), inputs, made.seed, fits)
         made = replace(made, baseline=reference.baseline(), trained=None)
     progress("cost before")
     before = measure(model, inputs).cost
@@ -85,20 +82,28 @@ def realise(
         checks: tuple[Check, ...] = ()
         if check:
             progress("checks")
-            checks = _checks(result, replace(planned, plan=made), reference, before, after, sites)
-            if not inplace:
-                probe = reference.probe if reference is not None else None
-                checks += (verify.independent(model, result, probe, made.seed),)
-            verify.require(checks)
+            original, run = (None, _to_run(result)) if inplace else (model, result)
+            checks = run_checks(
+                Spliced(original, run, made, planned.trace, planned.found, inputs, reference, before, after, sites)
+            )
+            require(checks)
     except BaseException:
         if inplace:
             splice.remove_last(result)
         raise
     report = Report(
         made, before, after, sites, checks, versions=versions(base), rewritten=rewritten(result),
-        graphs=drawings(planned.found, made.insertions), gates=_gates(result, inputs) if has_weights else (),
+        graphs=drawings(planned.found, made.insertions), gates=_gates(_to_run(result), inputs) if has_weights else (),
     )  # fmt: skip
     return Injection(result, made, report, inputs, base)
+
+
+def _to_run(model: nn.Module) -> nn.Module:
+    """A copy that shares the weights: the model may be in use by another thread, and its forward may keep count.
+
+    A copy of an exported module would lose its `train`, which refuses to change the mode.
+    """
+    return model if "train" in vars(model) else skeleton(model, keep=share, hooks=True)
 
 
 def _meets(model: nn.Module, planned: Planned, probe: Inputs) -> bool:
@@ -116,34 +121,6 @@ def _gates(result: nn.Module, inputs: Inputs) -> tuple[GateStats, ...]:
         return gates.statistics(result, inputs).sites
     except TraceError:  # such a model runs in train mode only
         return ()
-
-
-def _checks(
-    result: nn.Module,
-    planned: Planned,
-    reference: baseline.Reference | None,
-    before: Cost,
-    after: Cost,
-    sites: tuple[SiteCost, ...],
-) -> tuple[Check, ...]:
-    made = planned.plan
-    checks = [as_planned(result, planned)]
-    if reference is not None:
-        checks += verify.outputs(reference, result, made)
-        checks.append(reached(result, reference.probe, made))
-        checks.append(verify.keys(reference.tensors, result, made))
-    else:
-        checks.append(Check("outputs", None, "the model has no weights (meta tensors)", "nothing-to-compare"))
-    checks.append(verify.overhead(before, after, sites))
-    return tuple(checks)
-
-
-def as_planned(result: nn.Module, planned: Planned) -> Check:
-    """1. The rewritten modules, traced again, have the graphs that were planned."""
-    made = planned.plan
-    with uncollected():
-        wrong = differences(planned.trace, planned.found, made.insertions, trace(result, planned.inputs))
-    return verify.structure(wrong, len({d.site.carrier.path for d in made.insertions if d.site.carrier}))
 
 
 def rewritten(model: nn.Module) -> dict[str, Rewrite]:

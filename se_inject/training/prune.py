@@ -14,13 +14,17 @@ import torch
 from torch import nn
 
 from se_inject.checks import reference as baseline
-from se_inject.checks import verify
 from se_inject.checks.cost import measure
 from se_inject.checks.gates import statistics
+from se_inject.checks.keys import keys
+from se_inject.checks.outputs import relative
+from se_inject.checks.overhead import overhead
+from se_inject.checks.structure import traced_again
+from se_inject.checks.table import require
 from se_inject.copying import independent_copy
 from se_inject.errors import SEInjectError, TraceError
 from se_inject.guard import unwrap
-from se_inject.injection.inject import Injection, as_planned, realise
+from se_inject.injection.inject import Injection, realise
 from se_inject.injection.plan import follow_plan
 from se_inject.inputs import Inputs, resolve
 from se_inject.surgery import splice
@@ -72,7 +76,7 @@ def prune(model: nn.Module, batch: Any, threshold: float = 1e-3) -> Pruning:
     # what `trained` remembers of an earlier folder is of all blocks
     result = _rebuild(model, replace(plan, decisions=decisions, trained=None), inputs)
     after = baseline.run_forward(result.model, inputs, False, plan.seed).outputs
-    before, change = measure(model, inputs).cost, verify.relative(outputs, after)
+    before, change = measure(model, inputs).cost, relative(outputs, after)
     return Pruning(deviations, threshold, before, result.report.after, change, result)
 
 
@@ -111,10 +115,10 @@ def _rebuild(model: nn.Module, plan: Plan, inputs: Inputs) -> Injection:
         result.model.set_submodule(key, block)
     made = result.report
     checks = (
-        as_planned(result.model, planned),
-        verify.keys(tensors, result.model, plan),
-        verify.overhead(made.before, made.after, made.sites),
+        traced_again(result.model, plan, planned.trace, planned.found, planned.inputs),
+        keys(tensors, result.model, plan),
+        overhead(made.before, made.after, made.sites),
     )
-    verify.require(checks)
+    require(checks)
     gates = statistics(result.model, inputs).sites if made.gates else ()
     return replace(result, report=replace(made, checks=checks, gates=gates))

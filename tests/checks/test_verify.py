@@ -14,9 +14,13 @@ from torch.nn import functional as F
 
 import se_inject
 from se_inject.checks import reference as baseline
-from se_inject.checks import verify
+from se_inject.checks.keys import keys
+from se_inject.checks.outputs import _compare, against_baseline, outputs, same
+from se_inject.checks.overhead import overhead
 from se_inject.checks.reached import reached
 from se_inject.checks.reference import Run, digests, preserved, run_forward
+from se_inject.checks.structure import structure
+from se_inject.checks.table import require
 from se_inject.errors import VerifyError
 from se_inject.injection import plan as planning
 from se_inject.inputs import from_shape, tensors_in
@@ -41,16 +45,16 @@ class Case:
 
     def structure(self) -> Check:
         again = trace(self.result, self.planned.inputs)
-        return verify.structure(differences(self.planned.trace, self.planned.found, self.plan.insertions, again), 2)
+        return structure(differences(self.planned.trace, self.planned.found, self.plan.insertions, again), 2)
 
     def outputs(self) -> tuple[Check, ...]:
-        return verify.outputs(self.reference, self.result, self.plan)
+        return outputs(self.reference, self.result, self.plan)
 
     def reached(self) -> Check:
         return reached(self.result, self.reference.probe, self.plan)
 
     def keys(self) -> Check:
-        return verify.keys(self.reference.tensors, self.result, self.plan)
+        return keys(self.reference.tensors, self.result, self.plan)
 
 
 @pytest.mark.parametrize("init", ["identity", "absorb"])
@@ -114,7 +118,7 @@ def test_a_wrong_graph(kind: type[nn.Module]) -> None:
 
 
 def test_many_wrong_graphs_are_counted() -> None:
-    check = verify.structure([f"block{i}" for i in range(8)], 8)
+    check = structure([f"block{i}" for i in range(8)], 8)
     assert check.detail.endswith("block4 and 3 more")
 
 
@@ -127,8 +131,8 @@ def test_a_changed_output() -> None:
     for check in (evaluated, trained):
         assert check.passed is False and "1 of 1 tensors differ, by " in check.detail
     with pytest.raises(VerifyError, match=r"outputs \(eval\): 1 of 1 tensors differ"):
-        verify.require((evaluated,))
-    verify.require((Check("a", None, ""), Check("b", True, "")))
+        require((evaluated,))
+    require((Check("a", None, ""), Check("b", True, "")))
 
 
 class TrainOnly(Residual):
@@ -198,13 +202,13 @@ def test_a_model_that_needs_targets_in_train_mode_is_said_so() -> None:
     ],
 )
 def test_same(a: list[float], b: list[float], equal: bool) -> None:
-    assert verify.same(torch.tensor(a), torch.tensor(b)) is equal
+    assert same(torch.tensor(a), torch.tensor(b)) is equal
 
 
 def test_same_asks_for_the_dtype() -> None:
-    assert not verify.same(torch.zeros(2), torch.zeros(2, dtype=torch.float64))
-    assert not verify.same(torch.zeros(2), None)
-    assert verify.same(torch.ones(2, dtype=torch.int64), torch.ones(2, dtype=torch.int64))
+    assert not same(torch.zeros(2), torch.zeros(2, dtype=torch.float64))
+    assert not same(torch.zeros(2), None)
+    assert same(torch.ones(2, dtype=torch.int64), torch.ones(2, dtype=torch.int64))
 
 
 class NaN(Net):
@@ -219,7 +223,7 @@ def test_outputs_that_are_not_numbers_are_compared_and_said() -> None:
     assert result.plan.baseline.samples == () and result.plan.baseline.outputs
     assert ": NaN" not in dump(result.plan)
     lost = Run([torch.zeros(2)], {})
-    assert verify._compare("outputs", lost, Run([torch.full((2,), float("nan"))], {})).passed is False
+    assert _compare("outputs", lost, Run([torch.full((2,), float("nan"))], {})).passed is False
 
 
 class Complex(Net):
@@ -248,7 +252,7 @@ def test_an_output_without_tensors_proves_nothing() -> None:
 
 
 def test_another_number_of_tensors() -> None:
-    check = verify._compare("outputs", Run([torch.zeros(1)], {}), Run([torch.zeros(1)] * 2, {}))
+    check = _compare("outputs", Run([torch.zeros(1)], {}), Run([torch.zeros(1)] * 2, {}))
     assert check.passed is False and check.detail == "1 tensors before, 2 after"
 
 
@@ -264,30 +268,30 @@ def test_tensors_in_finds_those_of_result_objects() -> None:
 def test_against_the_baseline() -> None:
     result = inject(net(n=2))
     again, plan = result.model, result.plan
-    assert verify.against_baseline(again, result.inputs, plan).passed is True
-    assert verify.against_baseline(again, None, plan).passed is None
+    assert against_baseline(again, result.inputs, plan).passed is True
+    assert against_baseline(again, None, plan).passed is None
     assert (
-        verify.against_baseline(again, result.inputs, replace(plan, baseline=replace(plan.baseline, outputs=()))).passed
+        against_baseline(again, result.inputs, replace(plan, baseline=replace(plan.baseline, outputs=()))).passed
         is None
     )
     with torch.no_grad():
         again.fc.bias.add_(1e-7)
-    check = verify.against_baseline(again, result.inputs, plan)
+    check = against_baseline(again, result.inputs, plan)
     assert check.passed is True and "not bit-equal" in check.detail
     blind = replace(plan, baseline=replace(plan.baseline, samples=()))
-    assert verify.against_baseline(again, result.inputs, blind).passed is None
+    assert against_baseline(again, result.inputs, blind).passed is None
     with torch.no_grad():
         again.fc.bias.add_(1)
-    assert verify.against_baseline(again, result.inputs, plan).passed is False
+    assert against_baseline(again, result.inputs, plan).passed is False
     with torch.no_grad():
         again.fc.bias[3] = float("nan")
-    assert verify.against_baseline(again, result.inputs, plan).passed is False
+    assert against_baseline(again, result.inputs, plan).passed is False
     again.fc = nn.Linear(8, 1)
-    assert verify.against_baseline(again, result.inputs, plan).passed is False
+    assert against_baseline(again, result.inputs, plan).passed is False
     again.fc = nn.Linear(7, 1)
-    assert verify.against_baseline(again, result.inputs, plan).passed is False
+    assert against_baseline(again, result.inputs, plan).passed is False
     paper = inject(net(), {"placement": "standard", "init": "paper"})
-    assert verify.against_baseline(paper.model, paper.inputs, paper.plan).passed is None
+    assert against_baseline(paper.model, paper.inputs, paper.plan).passed is None
 
 
 # -- 3. reached -------------------------------------------------------------------------------------------------------
@@ -430,11 +434,11 @@ def test_keys_under_absorb() -> None:
 def test_a_wrong_overhead() -> None:
     sites = (SiteCost("a", 10, 100, 0, 0), SiteCost("b", 1, 5, 0, 0))
     before = Cost(1000, 5000, 0, 0)
-    assert verify.overhead(before, Cost(1011, 5105, 9, 9), sites) == Check(
+    assert overhead(before, Cost(1011, 5105, 9, 9), sites) == Check(
         "overhead", True, "grew by exactly 11 parameters and 105 MACs"
     )
     for after in (Cost(1012, 5105, 0, 0), Cost(1011, 5104, 0, 0)):
-        check = verify.overhead(before, after, sites)
+        check = overhead(before, after, sites)
         assert check.passed is False and "planned 11 and 105" in check.detail
 
 

@@ -26,9 +26,9 @@ from safetensors.torch import load_file, save_file
 
 import se_inject
 from se_inject.checks import reference as baseline
-from se_inject.checks import verify as checking
 from se_inject.cli import main
 from se_inject.cli.listing import SCHEMAS, WHAT
+from se_inject.commands import verify as verify_command
 from se_inject.injection import inject as injection
 from se_inject.injection import plan as planning
 from se_inject.output import atomic as write_module
@@ -540,7 +540,7 @@ def test_interrupt_while_loading_leaves_nothing(here: Path, start: Callable[...,
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(baseline, "take"), (splice, "apply"), (injection, "_checks"), (whole, "read_weights")],
+    [(baseline, "take"), (splice, "apply"), (injection, "run_checks"), (whole, "read_weights")],
     ids=str,
 )
 def test_interrupt_at_any_step_leaves_nothing(
@@ -565,7 +565,7 @@ def test_interrupt_at_any_step_leaves_nothing(
         (planning, "decide", ["plan", *TINY, "-o", "new.json"]),
         (Path, "replace", ["plan", *TINY, "-o", "new.json"]),
         (Path, "replace", ["report", "out", "--json", "-o", "new.json"]),
-        (checking, "keys", ["verify", "out", "--model", "cli_nets:make"]),
+        (verify_command, "keys", ["verify", "out", "--model", "cli_nets:make"]),
     ],
     ids=["remove", "remove-write", "plan", "plan-write", "report", "verify"],
 )

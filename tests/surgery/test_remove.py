@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import Bottleneck
 
 import se_inject
-from se_inject.checks import verify
+from se_inject.checks import overhead
 from se_inject.errors import SpliceError, VerifyError
 from se_inject.types import Carrier, Check
 from tests.helpers import randomise
@@ -125,7 +125,7 @@ def test_a_second_insertion_that_fails_leaves_the_first(monkeypatch: pytest.Monk
     model = randomise(nn.Sequential(Bottleneck(8, 2))).eval()
     inject(model, size=(8, 6, 6), inplace=True)
     before = describe(model)
-    monkeypatch.setattr(verify, "overhead", lambda *args: Check("overhead", False, "made to fail"))
+    monkeypatch.setattr(overhead, "overhead", lambda *args: Check("overhead", False, "made to fail"))
     with pytest.raises(VerifyError):
         inject(model, "inner", size=(8, 6, 6), inplace=True)
     assert describe(model) == before

@@ -15,7 +15,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import se_inject
-from se_inject.checks import verify
+from se_inject.checks import overhead
 from se_inject.errors import PlanMismatchError, VerifyError
 from se_inject.types import Carrier, Check
 from tests.helpers import randomise, refused
@@ -397,7 +397,7 @@ def test_in_place_is_the_same_object_with_the_same_parameters() -> None:
 
 @pytest.mark.parametrize("init", ["identity", "absorb"])
 def test_a_check_that_fails_puts_the_model_back(init: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "overhead", lambda *args: Check("overhead", False, "made to fail"))
+    monkeypatch.setattr(overhead, "overhead", lambda *args: Check("overhead", False, "made to fail"))
     model = net(Unread, 2)
     before = snapshot(model)
     with pytest.raises(VerifyError, match="overhead: made to fail"):

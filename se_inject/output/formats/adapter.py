@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from se_inject.checks.keys import absorbed, planned_keys
 from se_inject.checks.reference import digest, digests
 from se_inject.checks.trained import moved_base
-from se_inject.checks.verify import absorbed, planned_keys
 from se_inject.errors import LoadError, WriteError
 from se_inject.output.atomic import write as write_folder
 from se_inject.output.formats.subject import Content, Subject

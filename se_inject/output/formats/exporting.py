@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from se_inject.checks.outputs import relative
 from se_inject.checks.reference import preserved, run_forward, shrink
-from se_inject.checks.verify import relative
 from se_inject.errors import WriteError, first_line
 from se_inject.inputs import BATCH, Inputs, noise, tensors_in
 from se_inject.random_state import forked_rng

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from se_inject.checks.outputs import against_outputs
 from se_inject.checks.reference import run_forward
-from se_inject.checks.verify import against_outputs
 from se_inject.errors import WriteError, first_line
 from se_inject.inputs import Inputs
 from se_inject.output.formats.child import REFUSED, run_in_child

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
+from se_inject.checks.keys import absorbed
 from se_inject.checks.reference import digest, run_forward
-from se_inject.checks.verify import absorbed
 from se_inject.errors import LoadError
 from se_inject.output.formats.child import run_in_child
 from se_inject.output.formats.exporting import PROGRAM, batched, cases, close, in_words, label

@@ -19,7 +19,7 @@ from torch import nn
 
 from se_inject.blocks import BLOCKS, find_block
 from se_inject.checks import reference as baseline
-from se_inject.checks.verify import against_outputs, same
+from se_inject.checks.outputs import against_outputs, same
 from se_inject.errors import WriteError, first_line
 from se_inject.inputs import Inputs
 from se_inject.output.formats.child import run_in_child

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from se_inject.checks import reference as baseline
-from se_inject.checks.verify import same
+from se_inject.checks.outputs import same
 from se_inject.output.formats.subject import Content, Subject
 from se_inject.output.tensors import ALIGNMENT
 from se_inject.output.weights import read_weights, shard_names, weights_files
