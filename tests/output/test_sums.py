@@ -223,8 +223,6 @@ def test_an_output_of_0_1_is_proven_by_its_report_but_for_the_reports(tmp_path: 
     check, found = files_check(out)
     assert check.passed is False and check.detail == "modeling.py is not the file that was written"
     assert "modeling.py" not in found.right
-        "verify", str(out), "--model", "tests.tiny:net", code=1
-    )
 
 
 # -- what comes later -------------------------------------------------------------------------------------------------
