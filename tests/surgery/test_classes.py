@@ -40,7 +40,8 @@ CALLS: list[str] = []
 def block_of(kind: Any, **options: Any) -> tuple[Any, Any]:
     """A block of a kind before and after, in a net; its gate is open."""
     model = net(kind, **options)
-    result = open_gates(inject(model).model)
+    named = {"placement": "standard", "include": ["blocks.*"]}  # without gradients too
+    result = open_gates(inject(model, named).model)
     assert is_generated(type(result.blocks[0]))
     return model.blocks[0], result.blocks[0]
 
