@@ -11,6 +11,7 @@ from se_inject.cli.options import model_options, of_output, of_rules, output_opt
 from se_inject.cli.parts import command
 from se_inject.cli.terminal import Terminal
 from se_inject.commands.request import ModelRequest
+from se_inject.output.names import FORMATS
 
 
 @command(short_help="Insert blocks, check, and write the result.")
@@ -24,7 +25,7 @@ from se_inject.commands.request import ModelRequest
     metavar="NAME,NAME",
     default="safetensors",
     show_default=True,
-    help="safetensors, adapter, pt2, onnx, timm.",
+    help=f"{', '.join(FORMATS)}.",
 )
 @of_output("--max-shard-size", metavar="SIZE", help="Split model.safetensors above this size: 5GB.")
 @replace_options

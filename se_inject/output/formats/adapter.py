@@ -16,7 +16,7 @@ from se_inject.checks.reference import digest, digests
 from se_inject.checks.trained import moved_base
 from se_inject.errors import LoadError, WriteError
 from se_inject.output.atomic import write as write_folder
-from se_inject.output.formats.subject import Content, Subject
+from se_inject.output.formats.subject import Content, Format, Subject
 from se_inject.output.plan_file import PLAN, read_plan
 from se_inject.output.tensors import read_tensors, tensors_writer
 from se_inject.surgery import splice
@@ -121,3 +121,6 @@ def _require_base(model: nn.Module, plan: Plan, strict: bool) -> None:
             f"the base is not the one that the adapter was made on: {len(other)} of {len(known)} tensors differ, the "
             f"first is {other[0]!a}. Take the original weights; strict=False puts it on this base all the same."
         )
+
+
+FORMAT = Format("the new weights alone, for a fresh base", (NAME,), write, check)

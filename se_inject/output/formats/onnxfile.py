@@ -18,7 +18,7 @@ from se_inject.errors import WriteError, first_line
 from se_inject.inputs import Inputs
 from se_inject.output.formats.child import REFUSED, run_in_child
 from se_inject.output.formats.exporting import batched, cases, close, in_words, label, levels, tensors
-from se_inject.output.formats.subject import Content, Subject
+from se_inject.output.formats.subject import Content, Format, Subject
 from se_inject.types import Check
 
 NAME = "model.onnx"
@@ -199,3 +199,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+FORMAT = Format("one file for ONNX Runtime", (NAME,), write, check, inspect)

@@ -21,7 +21,7 @@ from se_inject.checks.reference import digest, run_forward
 from se_inject.errors import LoadError
 from se_inject.output.formats.child import run_in_child
 from se_inject.output.formats.exporting import PROGRAM, batched, cases, close, in_words, label
-from se_inject.output.formats.subject import Content, Subject
+from se_inject.output.formats.subject import Content, Format, Subject
 from se_inject.types import Check
 
 NAME = "model.pt2"
@@ -120,3 +120,6 @@ def weights_in(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, flat.as_strided(sizes, strides, meta["storage_offset"]["as_int"])
     except (OSError, zipfile.BadZipFile, ValueError, TypeError, KeyError, RuntimeError, RecursionError) as error:
         raise LoadError(f"{path}: its weights cannot be read ({type(error).__name__}: {error}).") from error
+
+
+FORMAT = Format("a torch.export program", (NAME,), write, check, inspect)

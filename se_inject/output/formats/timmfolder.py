@@ -23,7 +23,7 @@ from se_inject.checks.outputs import against_outputs, same
 from se_inject.errors import WriteError, first_line
 from se_inject.inputs import Inputs
 from se_inject.output.formats.child import run_in_child
-from se_inject.output.formats.subject import Content, Subject
+from se_inject.output.formats.subject import Content, Format, Subject
 from se_inject.output.weights import WHOLE, weights_files
 from se_inject.random_state import forked_rng
 from se_inject.trace.skeleton import share, skeleton
@@ -253,3 +253,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+FORMAT = Format("a folder for timm.create_model", (CONFIG,), write, check, inspect)

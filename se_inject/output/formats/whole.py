@@ -10,9 +10,9 @@ from torch import nn
 
 from se_inject.checks import reference as baseline
 from se_inject.checks.outputs import same
-from se_inject.output.formats.subject import Content, Subject
+from se_inject.output.formats.subject import Content, Format, Subject
 from se_inject.output.tensors import ALIGNMENT
-from se_inject.output.weights import read_weights, shard_names, weights_files
+from se_inject.output.weights import INDEX, WHOLE, read_weights, shard_names, weights_files
 from se_inject.trace.skeleton import share, skeleton, to_meta
 from se_inject.types import Check
 
@@ -77,3 +77,6 @@ def aligned(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _laid_out(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype).copy_(tensor)
+
+
+FORMAT = Format("all weights, in one file or in shards", (WHOLE, INDEX), write, check)
