@@ -1,4 +1,4 @@
-"""A block, a placement, a format, a check and a command are each one new file and one line: on a copy of the package."""
+"""A block, a placement, a format, a check and a command are each one new file and one line: on a copy."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ result = se_inject.inject(net(), SIZE, {"placement": "join", "block": {"name": "
 report = se_inject.save(result, "out", formats="keys")
 listed = json.loads(CliRunner().invoke(main, ["list", "blocks", "--json"]).output)
 print(json.dumps({
-    "block": "scale" in {row["block"] for row in listed} and "Scale" in {type(m).__name__ for m in result.model.modules()},
+    "block": "scale" in {row["block"] for row in listed} and "Scale" in map(lambda m: type(m).__name__, result.model.modules()),
     "placement": {d.site.placement for d in result.plan.insertions} == {"join"},
     "format": Path("out/keys.txt").is_file() and [c.passed for c in report.checks if c.name == "keys.txt"] == [True],
     "check": [c.passed for c in result.report.checks if c.name == "trainable"] == [True],
