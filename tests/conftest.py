@@ -48,9 +48,12 @@ def alone() -> Iterator[None]:
     torch.manual_seed(0)
     folder, environment = os.getcwd(), dict(os.environ)
     yield
+    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+    torch.set_grad_enabled(True)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    assert modes == (True, False, False), "the test left torch in another mode"
 
 
 @pytest.fixture

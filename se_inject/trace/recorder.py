@@ -53,8 +53,8 @@ def record(
             handles.append(child.register_forward_pre_hook(recorder.enter, with_kwargs=True))
             # Called after an exception too: a forward may catch it and go on.
             handles.append(child.register_forward_hook(recorder.leave, with_kwargs=True, always_call=True))
-        gradients = torch.set_grad_enabled(mark is not None)
-        with torch.inference_mode(False), gradients, undisturbed(), eager(), recorder:
+        # Made inside: set_grad_enabled acts when it is made, and inference_mode puts back what it found.
+        with torch.inference_mode(False), torch.set_grad_enabled(mark is not None), undisturbed(), eager(), recorder:
             module(*inputs.args, **inputs.kwargs)
     finally:
         for handle in handles:
