@@ -212,8 +212,9 @@ MAKE: dict[type, Callable[[Rebinding, Any], Any]] = {
 # -- what cannot be made again ----------------------------------------------------------------------------------------
 def _keeps_itself(memo: dict[int, Any], old: Held) -> bool:
     """Whether an object with a part of the model in it was not copied."""
+    own = {*old.modules, *old.tensors}
     shared = (value for key, value in old.seen.items() if key not in memo and type(value) not in CALLABLES)
-    return any(part_of(value, old.modules.keys() | old.tensors.keys()) is not None for value in shared)
+    return any(part_of(value, own) is not None for value in shared)
 
 
 def _refuse_shared(model: nn.Module, there: Held, originals: dict[int, Any]) -> None:
