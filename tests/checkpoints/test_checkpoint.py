@@ -1,4 +1,4 @@
-"""State dicts in files: their wrappers, and what lies beside the weights. Bad files are in ``tests/checks``."""
+"""State dicts in files: their wrappers, and what lies beside the weights. Bad files have tests of their own."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from tests.checkpoints.files import SAVERS, STATE, refusal, same
         ({"model_state_dict": STATE}, ("model_state_dict",), False, ()),
         ({"state_dict_ema": STATE}, ("state_dict_ema",), True, ()),
         ({"model_ema": STATE, "model": None}, ("model_ema",), True, ()),
+        ({"params_ema": STATE}, ("params_ema",), True, ()),
+        ({"module": STATE, "loss": [0.5]}, ("module",), False, ()),  # DeepSpeed
         ({"model": {"state_dict": STATE}}, ("model", "state_dict"), False, ()),
         ({**STATE, "epoch": 3}, (), False, ("epoch",)),
         (OrderedDict(STATE), (), False, ()),

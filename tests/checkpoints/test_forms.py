@@ -1,5 +1,5 @@
 """The same weights in every form that training scripts write give the same output, and the report says what
-was taken off."""
+was taken off. One wrapper or prefix alone: ``test_checkpoint.py`` and ``tests/models/test_loading.py``."""
 
 from __future__ import annotations
 
@@ -42,24 +42,6 @@ def convert(path: Path, out: Path, *options: str) -> dict[str, Any]:
     return {**json.loads(result.stdout), "sums": read_sums(out)}
 
 
-def prefixed(prefix: str, state: dict[str, Any]) -> dict[str, Any]:
-    return {prefix + key: value for key, value in state.items()}
-
-
-def within(name: str, state: dict[str, Any]) -> dict[str, Any]:
-    """The wrapper of a submodule: ``layer1.0.conv1`` becomes ``layer1.0.<name>.conv1``."""
-    parts = (key.rpartition(".") for key in state)
-    return {f"{module}.{name}.{last}": state[f"{module}.{last}"] for module, _, last in parts}
-
-
-def wrapped(key: str) -> Saver:
-    return lambda model, path: torch.save({key: model.state_dict(), "epoch": 3, "loss": [0.5]}, path)
-
-
-def of_prefix(prefix: str) -> Saver:
-    return lambda model, path: torch.save(prefixed(prefix, model.state_dict()), path)
-
-
 def timm_train(model: nn.Module, path: Path) -> None:
     """As ``timm.utils.CheckpointSaver`` writes it."""
     from timm.utils import CheckpointSaver
@@ -98,14 +80,6 @@ def lightning(model: nn.Module, path: Path) -> None:
         trainer.save_checkpoint(path)
 
 
-def averaged(model: nn.Module, path: Path) -> None:
-    torch.save(torch.optim.swa_utils.AveragedModel(model).state_dict(), path)
-
-
-def parallel(model: nn.Module, path: Path) -> None:
-    torch.save({"model": torch.compile(nn.DataParallel(model)).state_dict()}, path)
-
-
 def timm_ema(model: nn.Module, path: Path) -> None:
     from timm.utils import ModelEmaV3
 
@@ -131,29 +105,7 @@ FORMS: dict[str, tuple[Saver, dict[str, Any]]] = {
     "shards": (lambda model, path: save_shards(model.state_dict(), path.parent / "s"), {"kind": "shards"}),
     "Hugging Face folder": (folder, {"kind": "safetensors", "file": "model.safetensors"}),
     "folder of shards": (shards_in_folder, {"kind": "shards", "file": "model.safetensors.index.json"}),
-    "state_dict": (wrapped("state_dict"), {"unwrapped": ["state_dict"], "ema": False}),
-    "model": (wrapped("model"), {"unwrapped": ["model"]}),
-    "model_state_dict": (wrapped("model_state_dict"), {"unwrapped": ["model_state_dict"]}),
-    "state_dict_ema": (wrapped("state_dict_ema"), {"unwrapped": ["state_dict_ema"], "ema": True}),
-    "model_ema": (wrapped("model_ema"), {"unwrapped": ["model_ema"], "ema": True}),
-    "params_ema": (wrapped("params_ema"), {"unwrapped": ["params_ema"], "ema": True}),
-    "DeepSpeed": (wrapped("module"), {"unwrapped": ["module"]}),
-    "module.": (of_prefix("module."), {"stripped": ["module"]}),
-    "_orig_mod.": (of_prefix("_orig_mod."), {"stripped": ["_orig_mod"]}),
-    "FSDP": (of_prefix("_fsdp_wrapped_module."), {"stripped": ["_fsdp_wrapped_module"]}),
-    "checkpointing": (
-        lambda model, path: torch.save(within("_checkpoint_wrapped_module", model.state_dict()), path),
-        {"stripped": ["_checkpoint_wrapped_module"]},
-    ),
-    "compiled part": (
-        lambda model, path: torch.save(within("_orig_mod", model.state_dict()), path),
-        {"stripped": ["_orig_mod"]},
-    ),
-    "model.": (of_prefix("model."), {"stripped": ["model"]}),
-    "net.": (of_prefix("net."), {"stripped": ["net"]}),
     "Lightning": (lightning, {"unwrapped": ["state_dict"], "stripped": ["model"]}),
-    "averaged": (averaged, {"stripped": ["module"], "ignored": ["n_averaged"]}),
-    "compiled, parallel": (parallel, {"unwrapped": ["model"], "stripped": ["_orig_mod", "module"]}),
     "timm train": (timm_train, {"unwrapped": ["state_dict"]}),
     "timm EMA": (timm_ema, {"unwrapped": ["state_dict_ema"], "ema": True, "stripped": ["module"]}),
     "torchvision train": (torchvision_train, {"unwrapped": ["model"]}),
@@ -190,21 +142,6 @@ def test_a1_one_net_in_every_form(tmp_path: Path, tmp_path_factory: pytest.TempP
     assert all(count in (keys, keys + 1) for count in source["stripped"].values())
 
 
-def test_a2_keys_that_meet_are_named(tmp_path: Path) -> None:
-    state = net().state_dict()
-    for extra in ("module.fc.weight", "fc._orig_mod.weight", "module.fc.module.weight"):
-        torch.save({**state, extra: state["fc.weight"] + 1}, tmp_path / "x.pt")
-        said = refused(tmp_path / "x.pt", spec=SPEC)
-        assert f"the keys 'fc.weight' and {extra!r} become one, 'fc.weight'; remove one of them." in said
-
-
-def test_a2_names_that_only_look_like_wrappers_stay(tmp_path: Path) -> None:
-    """The negative twin: keys of parametrised and pruned layers are their own."""
-    for key in ("fc.parametrizations.weight.original0", "fc.weight_orig", "my_module.weight", "xmodule.weight"):
-        torch.save({**net().state_dict(), key: torch.ones(1)}, tmp_path / "x.pt")
-        assert f"1 unexpected: {key}." in refused(tmp_path / "x.pt", spec=SPEC)
-
-
 def both(model: nn.Module, other: nn.Module, path: Path) -> None:
     """A training checkpoint of timm with raw and averaged weights."""
     from timm.utils import ModelEmaV3
@@ -214,7 +151,7 @@ def both(model: nn.Module, other: nn.Module, path: Path) -> None:
 
 def both_of_lightning(model: nn.Module, other: nn.Module, path: Path) -> None:
     """As Lightning's ``WeightAveraging`` writes it: the average takes the usual place."""
-    state, average = (prefixed("model.", m.state_dict()) for m in (model, other))
+    state, average = ({f"model.{k}": v for k, v in m.state_dict().items()} for m in (model, other))
     counter = {"n_averaged": torch.tensor(2)}
     torch.save({"state_dict": average, "current_model_state": state, "averaging_state": counter}, path)
 
@@ -230,10 +167,3 @@ def test_a6_the_average_or_the_raw_weights(
     assert (raw["source"]["ema"], average["source"]["ema"]) == (False, True)
     assert hash_of(raw) == expected(tmp_path_factory.getbasetemp()) != hash_of(average)
     assert all(len(report["source"]["unwrapped"]) == 1 for report in (raw, average))
-
-
-def test_a6_a_choice_that_the_file_does_not_have(tmp_path: Path) -> None:
-    torch.save({"state_dict": net().state_dict()}, tmp_path / "raw.pt")
-    assert "--ema was asked, but the file holds no averaged weights" in refused(tmp_path / "raw.pt", "--ema", spec=SPEC)
-    torch.save({"model_ema": net().state_dict()}, tmp_path / "ema.pt")
-    assert "--no-ema was asked, but the file holds averaged" in refused(tmp_path / "ema.pt", "--no-ema", spec=SPEC)
