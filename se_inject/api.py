@@ -20,7 +20,7 @@ from se_inject.injection.graph import whole
 from se_inject.injection.inject import Injection, realise
 from se_inject.injection.plan import make_plan
 from se_inject.inputs import resolve
-from se_inject.output import folder as store
+from se_inject.output import folder
 from se_inject.output.formats import adapter
 from se_inject.surgery import splice
 from se_inject.types import Cost, Plan, Report
@@ -120,7 +120,7 @@ def to_graph(model: nn.Module, example_inputs: Any = None) -> fx.GraphModule:
 
 def read_plan(path: str | Path) -> Plan:
     """The plan in a ``plan.json``; nothing it names is imported. Raises ``PlanMismatchError`` for another schema."""
-    return store.read_plan(Path(path))
+    return folder.read_plan(Path(path))
 
 
 def save(
@@ -150,7 +150,7 @@ def save(
     hashes = digests(injection.model)
     report = trained.up_to_date(injection.report, injection.model, injection.inputs, hashes)
     injection = replace(injection, plan=report.plan, report=report)
-    return store.save(
+    return folder.save(
         injection, Path(out), formats=formats, max_shard_size=max_shard_size, force=force, source=source, inputs=read,
         hashes=hashes, discard_changes=discard_changes,
     )  # fmt: skip
@@ -162,7 +162,7 @@ def load(out: str | Path, model: nn.Module | None = None) -> nn.Module:
     ``timm:`` and ``torchvision:`` models are built here; for others pass a fresh base model as ``model``, which is not
     changed. ``modeling.py`` is never imported. Raises ``LoadError``, ``PlanMismatchError``.
     """
-    return store.load(Path(out), independent_copy(model, {}) if model is not None else None)
+    return folder.load(Path(out), independent_copy(model, {}) if model is not None else None)
 
 
 def save_adapter(

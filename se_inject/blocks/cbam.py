@@ -19,7 +19,7 @@ from torch import nn
 
 from se_inject.blocks import options as opt
 from se_inject.blocks.block import Block, Timm, own_gate
-from se_inject.blocks.parts import ACTIVATIONS, CONVS, GATES, MAPS, NORMS
+from se_inject.blocks.parts import ACTIVATIONS, CONVS, GATES, MAPS, NORMS, zero
 
 if TYPE_CHECKING:
     from se_inject.types import Site
@@ -106,9 +106,7 @@ class Cbam(nn.Module):
         self.spatial = SpatialGate(dims, spatial_kernel_size, gate, gain, **kw)
         if zero_init:
             for layer in (self.channel.fc2, self.spatial.conv.bn):
-                nn.init.zeros_(layer.weight)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+                zero(layer)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.last:  # views: the map lies in memory as a channels_last one

@@ -17,13 +17,13 @@ from torch import nn
 
 from se_inject.blocks import options as opt
 from se_inject.blocks.block import Block, Timm
-from se_inject.blocks.parts import GATES, autocast_runs, is_scripting, space, squeeze
+from se_inject.blocks.parts import GATES, ChannelGating
 
 if TYPE_CHECKING:
     from se_inject.types import Site
 
 
-class EfficientChannelAttention(nn.Module):
+class EfficientChannelAttention(ChannelGating):
     """Gate each channel by its neighbours among the squeezed channels.
 
     channels: C, which sets nothing here. kernel_size: k, odd. The others are those of ``SqueezeExcite``.
@@ -35,43 +35,21 @@ class EfficientChannelAttention(nn.Module):
         *,
         kernel_size: int,
         gate: str = "sigmoid",
-        gain: float = 1.0,
         zero_init: bool = False,
-        layout: str = "NCHW",
-        squeeze: str = "mean",
-        squeeze_fp32: bool = False,
         device: Any = None,
         dtype: Any = None,
+        **gating: Any,
     ) -> None:
-        super().__init__()
-        self.space = space(layout)
+        super().__init__(**gating)
         self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False, device=device, dtype=dtype)
         self.gate = GATES[gate]()
-        self.gain = gain
-        self.squeeze = squeeze
-        self.squeeze_fp32 = squeeze_fp32
         if zero_init:
             nn.init.zeros_(self.conv.weight)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not is_scripting():  # noqa: SIM102  (TorchScript leaves out what stands under it alone)
-            if self.squeeze_fp32 and autocast_runs(x):
-                with torch.autocast(x.device.type, enabled=False):
-                    return x * self.scale(x)
-        return x * self.scale(x)
-
-    def scale(self, x: torch.Tensor) -> torch.Tensor:
-        """The gate of each channel, broadcast over space."""
-        z = squeeze(x, self.space, self.squeeze, self.squeeze_fp32)
+    def excite(self, s: torch.Tensor) -> torch.Tensor:
         if self.squeeze_fp32:
-            z = z.to(self.conv.weight.dtype)
-        s = self.gate(self.conv(z.flatten(1).unsqueeze(1)))  # (N, 1, C)
-        if self.gain != 1.0:
-            s = s * self.gain
-        return s.reshape(z.shape).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return "" if self.gain == 1.0 else f"gain={self.gain:g}"
+            s = s.to(self.conv.weight.dtype)
+        return self.gate(self.conv(s.flatten(1).unsqueeze(1))).reshape(s.shape)  # the convolution sees (N, 1, C)
 
 
 def adaptive(channels: int, gamma: float = 2, beta: float = 1) -> int:

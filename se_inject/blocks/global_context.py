@@ -19,7 +19,7 @@ from torch import nn
 
 from se_inject.blocks import options as opt
 from se_inject.blocks.block import Block, Timm
-from se_inject.blocks.parts import ACTIVATIONS, CONVS, GATES
+from se_inject.blocks.parts import ACTIVATIONS, CONVS, GATES, zero
 
 if TYPE_CHECKING:
     from se_inject.types import Site
@@ -81,8 +81,7 @@ class GlobalContext(nn.Module):
             nn.init.zeros_(self.mlp_add.fc2.weight)
         for mlp in (self.mlp_add, self.mlp_scale):
             if zero_init and mlp is not None:
-                nn.init.zeros_(mlp.fc2.weight)
-                nn.init.zeros_(mlp.fc2.bias)
+                zero(mlp.fc2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.last:  # views: the map lies in memory as a channels_last one

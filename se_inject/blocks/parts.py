@@ -39,7 +39,55 @@ def squeeze(x: torch.Tensor, axes: list[int], how: str, fp32: bool) -> torch.Ten
     return s if how == "mean" else 0.5 * s + 0.5 * x.amax(axes, keepdim=True)
 
 
+def zero(layer: Any) -> None:
+    """Zero a layer, its bias too where it has one."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
 def autocast_runs(x: torch.Tensor) -> bool:
     """Whether autocast is on for the device of ``x``; the meta device has none."""
     kind = x.device.type
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+class ChannelGating(nn.Module):
+    """What gates each channel by an ``excite`` of its own on the squeezed map: ``(N, C, 1, 1)`` in and out.
+
+    gain: factor on the gate, 2 makes ``sigmoid(0)`` the identity. layout: of the map. squeeze: ``mean``, ``max`` or
+    ``mean+max``. squeeze_fp32: squeeze and excite in fp32, also under autocast.
+    """
+
+    def __init__(
+        self, *, gain: float = 1.0, layout: str = "NCHW", squeeze: str = "mean", squeeze_fp32: bool = False
+    ) -> None:
+        super().__init__()
+        self.space = space(layout)
+        self.last = layout.endswith("C")
+        self.gain = gain
+        self.squeeze = squeeze
+        self.squeeze_fp32 = squeeze_fp32
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not is_scripting():  # noqa: SIM102  (TorchScript leaves out what stands under it alone)
+            if self.squeeze_fp32 and autocast_runs(x):
+                with torch.autocast(x.device.type, enabled=False):
+                    return x * self.scale(x)
+        return x * self.scale(x)
+
+    def scale(self, x: torch.Tensor) -> torch.Tensor:
+        """The gate of each channel, broadcast over space."""
+        s = squeeze(x, self.space, self.squeeze, self.squeeze_fp32)
+        if self.last:
+            s = s.movedim(-1, 1)  # (N, C, 1, 1)
+        s = self.excite(s)
+        if self.gain != 1.0:
+            s = s * self.gain
+        return (s.movedim(1, -1) if self.last else s).to(x.dtype)
+
+    def excite(self, s: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return "" if self.gain == 1.0 else f"gain={self.gain:g}"

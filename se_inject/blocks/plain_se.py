@@ -12,17 +12,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from se_inject.blocks import options as opt
 from se_inject.blocks.block import Block, Gate
-from se_inject.blocks.parts import CONVS, space
+from se_inject.blocks.parts import CONVS, ChannelGating, zero
 
 if TYPE_CHECKING:
     from se_inject.types import Site
 
 
-class PlainSE(nn.Module):
+class PlainSE(ChannelGating):
     """Gate each channel by what the whole map holds; the arguments are those of ``SqueezeExcite``."""
 
     def __init__(
@@ -36,28 +35,15 @@ class PlainSE(nn.Module):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        super().__init__()
-        self.space = space(layout)
-        self.last = layout.endswith("C")
+        super().__init__(gain=gain, layout=layout)
         conv = CONVS[len(self.space)]
         self.down = conv(channels, rd_channels, kernel_size=1, bias=True, device=device, dtype=dtype)
         self.up = conv(rd_channels, channels, kernel_size=1, bias=True, device=device, dtype=dtype)
-        self.gain = gain
         if zero_init:
-            nn.init.zeros_(self.up.weight)
-            nn.init.zeros_(self.up.bias)
+            zero(self.up)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        s = x.mean(self.space, keepdim=True)
-        if self.last:
-            s = s.movedim(-1, 1)  # (N, C, 1, 1)
-        s = torch.sigmoid(self.up(torch.relu(self.down(s))))
-        if self.gain != 1.0:
-            s = s * self.gain
-        return x * (s.movedim(1, -1) if self.last else s)
-
-    def extra_repr(self) -> str:
-        return "" if self.gain == 1.0 else f"gain={self.gain:g}"
+    def excite(self, s: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(self.up(torch.relu(self.down(s))))
 
 
 def resolve(site: Site, init: str, options: dict[str, Any]) -> dict[str, Any]:

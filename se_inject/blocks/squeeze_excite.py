@@ -13,11 +13,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from se_inject.blocks import options as opt
 from se_inject.blocks.block import Block, Timm
-from se_inject.blocks.parts import ACTIVATIONS, CONVS, GATES, NORMS, autocast_runs, is_scripting, space, squeeze
+from se_inject.blocks.parts import ACTIVATIONS, CONVS, GATES, NORMS, ChannelGating, zero
 
 if TYPE_CHECKING:
     from se_inject.types import Site
@@ -25,13 +24,12 @@ if TYPE_CHECKING:
 make_divisible = opt.make_divisible
 
 
-class SqueezeExcite(nn.Module):
+class SqueezeExcite(ChannelGating):
     """Gate each channel by what the whole map holds: ``(N, C, H, W)`` in and out, or as ``layout`` says.
 
     channels: C. rd_channels: width of the bottleneck. bias: of both layers. act: between them. gate: ``sigmoid``,
-    ``hardsigmoid`` or ``tanh1`` (1 + tanh). gain: factor on the gate, 2 makes ``sigmoid(0)`` the identity. zero_init:
-    zero the last layer. squeeze: ``mean``, ``max`` or ``mean+max``. squeeze_fp32: squeeze and excite in fp32, also
-    under autocast. norm: a batch norm in the bottleneck, as RexNet has it.
+    ``hardsigmoid`` or ``tanh1`` (1 + tanh). zero_init: zero the last layer. norm: a batch norm in the bottleneck, as
+    RexNet has it. The others are those of ``ChannelGating``.
     """
 
     def __init__(
@@ -42,56 +40,29 @@ class SqueezeExcite(nn.Module):
         bias: bool = True,
         act: str = "relu",
         gate: str = "sigmoid",
-        gain: float = 1.0,
         zero_init: bool = False,
-        layout: str = "NCHW",
-        squeeze: str = "mean",
-        squeeze_fp32: bool = False,
         norm: bool = False,
         device: Any = None,
         dtype: Any = None,
+        **gating: Any,
     ) -> None:
-        super().__init__()
-        self.space = space(layout)
-        self.last = layout.endswith("C")
+        super().__init__(**gating)
         conv = CONVS[len(self.space)]
         self.fc1 = conv(channels, rd_channels, kernel_size=1, bias=bias, device=device, dtype=dtype)
         self.bn = NORMS[len(self.space)](rd_channels, device=device, dtype=dtype) if norm else None
         self.act = ACTIVATIONS[act]()
         self.fc2 = conv(rd_channels, channels, kernel_size=1, bias=bias, device=device, dtype=dtype)
         self.gate = GATES[gate]()
-        self.gain = gain
-        self.squeeze = squeeze
-        self.squeeze_fp32 = squeeze_fp32
         if zero_init:
-            nn.init.zeros_(self.fc2.weight)
-            if self.fc2.bias is not None:
-                nn.init.zeros_(self.fc2.bias)
+            zero(self.fc2)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not is_scripting():  # noqa: SIM102  (TorchScript leaves out what stands under it alone)
-            if self.squeeze_fp32 and autocast_runs(x):
-                with torch.autocast(x.device.type, enabled=False):
-                    return x * self.scale(x)
-        return x * self.scale(x)
-
-    def scale(self, x: torch.Tensor) -> torch.Tensor:
-        """The gate of each channel, broadcast over space."""
-        s = squeeze(x, self.space, self.squeeze, self.squeeze_fp32)
+    def excite(self, s: torch.Tensor) -> torch.Tensor:
         if self.squeeze_fp32:
             s = s.to(self.fc1.weight.dtype)
-        if self.last:
-            s = s.movedim(-1, 1)  # (N, C, 1, 1)
         s = self.fc1(s)
         if self.bn is not None:
             s = self.bn(s)
-        s = self.gate(self.fc2(self.act(s)))
-        if self.gain != 1.0:
-            s = s * self.gain
-        return (s.movedim(1, -1) if self.last else s).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return "" if self.gain == 1.0 else f"gain={self.gain:g}"
+        return self.gate(self.fc2(self.act(s)))
 
 
 def resolve(site: Site, init: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from se_inject.blocks import block_of, is_block
 from se_inject.blocks.block import Gate
-from se_inject.checks import reference as baseline
+from se_inject.checks import reference
 from se_inject.inputs import Inputs
 from se_inject.types import GateStats, Reason
 
@@ -75,7 +75,7 @@ def statistics(model: nn.Module, inputs: Inputs) -> Gates:
     gates = {path: _gate(block) for path, block in blocks}
     hooks = [(gate.module, _keep(found[path], gate.follow)) for path, gate in gates.items() if gate is not None]
     if hooks:
-        baseline.watch(model, inputs, 0, hooks)
+        reference.watch(model, inputs, 0, hooks)
     return Gates(tuple(_summary(path, block, gates[path], found[path]) for path, block in blocks))
 
 

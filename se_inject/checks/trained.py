@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from se_inject.blocks.make import make_block
-from se_inject.checks import reference as baseline
+from se_inject.checks import reference
 from se_inject.checks.keys import absorbed
 from se_inject.checks.outputs import same
 from se_inject.errors import SpliceError
@@ -32,9 +32,9 @@ def up_to_date(report: Report, model: nn.Module, inputs: Inputs, hashes: Hashes)
     moved = [*moved_base(model, plan, hashes), *_moved_blocks(blocks)] if plan.baseline.tensors else []
     if not moved:
         return replace(report, plan=plan)
-    probe = baseline.probe_of(plan, dtype_of(model)) or inputs
-    outputs = baseline.run_forward(model, probe, False, plan.seed).outputs if probe is not None else []
-    now = baseline.describe(dict(hashes), plan.baseline.probe, outputs)
+    probe = reference.probe_of(plan, dtype_of(model)) or inputs
+    outputs = reference.run_forward(model, probe, False, plan.seed).outputs if probe is not None else []
+    now = reference.describe(dict(hashes), plan.baseline.probe, outputs)
     detail = (
         f"{len(moved)} of {len(now.tensors)} tensors moved since the blocks were inserted; "
         "the checks above are of then, verify compares with what is saved here"
@@ -46,7 +46,7 @@ def up_to_date(report: Report, model: nn.Module, inputs: Inputs, hashes: Hashes)
 def unchanged(model: nn.Module, plan: Plan) -> Check:
     """The tensors of a trained model against those that were saved."""
     assert plan.trained is not None
-    before, after = plan.trained.tensors, baseline.digests(model)
+    before, after = plan.trained.tensors, reference.digests(model)
     wrong = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     if wrong:
         detail = f"{len(wrong)} tensors are not those that were saved, the first is {wrong[0]}"
@@ -60,7 +60,7 @@ def moved_base(model: nn.Module, plan: Plan, hashes: Hashes) -> list[str]:
     return [
         name
         for name, value in hashes.items()
-        if name in known and (baseline.digest(state[name] * 0.5) if name in doubled else value) != known[name]
+        if name in known and (reference.digest(state[name] * 0.5) if name in doubled else value) != known[name]
     ]
 
 

@@ -16,8 +16,8 @@ from se_inject.guard import unwrap
 from se_inject.injection.inject import realise
 from se_inject.injection.plan import Planned, follow_plan, make_plan
 from se_inject.models.loading import Loaded
-from se_inject.output import folder as store
 from se_inject.output.atomic import check_output
+from se_inject.output.folder import read_plan, save
 from se_inject.output.formats import format_names
 from se_inject.output.weights import parse_size
 from se_inject.rules.schema import Rules
@@ -86,7 +86,7 @@ def convert(
             planned = _make(request, loaded, given)
         injection = realise(model, planned, inplace=True, check=check, progress=screen.step)
         screen.step("write")
-        return store.save(
+        return save(
             injection,
             output,
             formats=wanted,
@@ -101,7 +101,7 @@ def convert(
 
 def _followed(request: ModelRequest, plan_file: Path) -> Plan:
     """The plan in a file, which leaves nothing to rules; a class that it names as a block may be given with it."""
-    made, rules = store.read_plan(plan_file), request.rules
+    made, rules = read_plan(plan_file), request.rules
     if ":" in (rules.block or ""):
         import_block(rules.block or "")
         rules = replace(rules, block=None)

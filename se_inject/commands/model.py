@@ -17,7 +17,7 @@ from se_inject.errors import LoadError, PlanMismatchError, RulesError, SEInjectE
 from se_inject.inputs import Inputs, dtype_of, from_shape
 from se_inject.models.loading import Loaded, load_model
 from se_inject.models.request import WeightsRequest
-from se_inject.output import folder as store
+from se_inject.output import folder
 from se_inject.output.names import PLAN
 from se_inject.rules.schema import Rules, read
 from se_inject.types import Plan
@@ -97,15 +97,15 @@ def read_rules(request: RulesRequest) -> Rules:
     return replace(rules, **{name: getattr(checked, name) for name in changes})
 
 
-def open_folder(folder: Path, base: str | None, model_args: Mapping[str, Any]) -> tuple[nn.Module, Plan]:
+def open_folder(out: Path, base: str | None, model_args: Mapping[str, Any]) -> tuple[nn.Module, Plan]:
     """The model of an output folder on a new ``base``, which is built by its plan where none is named."""
-    made = store.read_plan(folder / PLAN) if folder.is_dir() else None
+    made = folder.read_plan(out / PLAN) if out.is_dir() else None
     if made is None:
-        raise LoadError(f"{folder} is not a folder written by se_inject.")
+        raise LoadError(f"{out} is not a folder written by se_inject.")
     if base is None:
-        return store.load(folder), made
+        return folder.load(out), made
     request = WeightsRequest(base, {**made.model_args, **model_args}, random_init=True)
-    return store.load(folder, load_model(request, allow_factory=True).model), made
+    return folder.load(out, load_model(request, allow_factory=True).model), made
 
 
 @contextmanager

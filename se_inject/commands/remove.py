@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from se_inject.checks import reference as baseline
+from se_inject.checks import reference
 from se_inject.commands.model import Screen, open_folder, trusting
 from se_inject.output.atomic import check_output, write
 from se_inject.output.names import TENSORS
@@ -32,7 +32,7 @@ def remove(
         model, made = open_folder(folder, base, model_args)
         screen.step("remove")
         state = splice.remove(model, inplace=True).state_dict()
-    same = sum(baseline.digest(t) == made.baseline.tensors.get(name) for name, t in state.items())
+    same = sum(reference.digest(t) == made.baseline.tensors.get(name) for name, t in state.items())
     weights = weights_files(state, advance=screen.advance)
     write(output, weights, force=force, discard_changes=discard_changes, inputs=files)
     total = len(state)

@@ -20,8 +20,7 @@ from se_inject.checks.reference import example_of, probe_of
 from se_inject.commands.model import Screen, open_folder, trusting
 from se_inject.commands.report import read_report
 from se_inject.inputs import Inputs, dtype_of
-from se_inject.output import folder as store
-from se_inject.output.folder import formats_in
+from se_inject.output.folder import formats_in, read_plan
 from se_inject.output.formats import FORMATS, Subject
 from se_inject.output.names import PLAN, REPORT
 from se_inject.output.sums import SUMS, Compared, files_check
@@ -53,7 +52,7 @@ def verify(
             checks = [files, *_whole(report, model, made, probe, screen)]
             subject = Subject(made, example_of(made, dtype_of(model)) or probe, model, runs=frozenset(runs))
         else:
-            made = store.read_plan(folder / PLAN)
+            made = read_plan(folder / PLAN)
             passed = False if set(weights) & set(found.unlisted) else None
             reason = (closed, "not-opened") if closed else ("no file here holds all weights", "nothing-to-compare")
             checks = [files, Check("outputs (eval)", passed, *reason)]

@@ -12,8 +12,8 @@ from torch import nn
 
 from se_inject._version import __version__
 from se_inject.checks import gates
-from se_inject.checks import reference as baseline
 from se_inject.checks.cost import measure
+from se_inject.checks.reference import take
 from se_inject.checks.spliced import Spliced
 from se_inject.checks.table import require, run_checks
 from se_inject.errors import TraceError
@@ -68,7 +68,7 @@ def realise(
     fits = partial(_meets, model, planned)
     reference = None
     if check and has_weights:
-        reference = baseline.take(_to_run(model), inputs, made.seed, fits)
+        reference = take(_to_run(model), inputs, made.seed, fits)
         made = replace(made, baseline=reference.baseline(), trained=None)
     progress("cost before")
     before = measure(model, inputs).cost

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from se_inject.checks import reference as baseline
+from se_inject.checks import reference
 from se_inject.checks.cost import measure
 from se_inject.checks.gates import statistics
 from se_inject.checks.keys import keys
@@ -75,7 +75,7 @@ def prune(model: nn.Module, batch: Any, threshold: float = 1e-3) -> Pruning:
     )
     # what `trained` remembers of an earlier folder is of all blocks
     result = _rebuild(model, replace(plan, decisions=decisions, trained=None), inputs)
-    after = baseline.run_forward(result.model, inputs, False, plan.seed).outputs
+    after = reference.run_forward(result.model, inputs, False, plan.seed).outputs
     before, change = measure(model, inputs).cost, relative(outputs, after)
     return Pruning(deviations, threshold, before, result.report.after, change, result)
 
@@ -87,7 +87,7 @@ def _deviations(model: nn.Module, plan: Plan, inputs: Inputs) -> tuple[dict[str,
         (model.get_submodule(d.key), _measure(found[d.key], 2.0 if d.init == "absorb" else 1.0))
         for d in plan.insertions
     ]
-    ran = baseline.watch(model, inputs, plan.seed, hooks)
+    ran = reference.watch(model, inputs, plan.seed, hooks)
     if still := next((key for key, calls in found.items() if not calls), None):
         raise TraceError(
             f"{still} did not run on the batch: give one that reaches every block, or set the model's flags."
@@ -109,7 +109,7 @@ def _rebuild(model: nn.Module, plan: Plan, inputs: Inputs) -> Injection:
     kept = {d.key: independent_copy(model.get_submodule(d.key), {}) for d in plan.insertions}
     # The inputs are those that the costs are counted for; a head replaced since then is part of the base.
     plan = replace(plan, inputs=inputs.describe(), fingerprint=fingerprint(base))
-    planned, tensors = follow_plan(base, inputs, plan), baseline.digests(base)
+    planned, tensors = follow_plan(base, inputs, plan), reference.digests(base)
     result = realise(base, planned, inplace=True, check=False)
     for key, block in kept.items():
         result.model.set_submodule(key, block)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from se_inject.blocks import BLOCKS, find_block
-from se_inject.checks import reference as baseline
+from se_inject.checks import reference
 from se_inject.checks.outputs import against_outputs, same
 from se_inject.errors import WriteError, first_line
 from se_inject.inputs import Inputs
@@ -100,7 +100,7 @@ def check(folder: Path, subject: Subject) -> Check:
             return Check(CHECK, False, f"timm does not load the folder: {first_line(error)}", "fails")
     if subject.inputs is None:
         return Check(CHECK, None, NO_INPUTS, "nothing-to-compare")
-    got = baseline.run_forward(loaded, _probe(subject, subject.inputs), False, subject.plan.seed)
+    got = reference.run_forward(loaded, _probe(subject, subject.inputs), False, subject.plan.seed)
     if got.failure:
         return Check(CHECK, False, f"timm loads the folder, and it does not run: {got.failure}", "fails")
     return _compared(got.outputs, subject)
@@ -122,12 +122,12 @@ def inspect(folder: Path, subject: Subject) -> Check:
 
 
 def _probe(subject: Subject, inputs: Inputs) -> Inputs:
-    return baseline.shrink(subject.model, inputs, subject.plan.seed) if subject.model is not None else inputs
+    return reference.shrink(subject.model, inputs, subject.plan.seed) if subject.model is not None else inputs
 
 
 def _compared(outputs: Sequence[torch.Tensor], subject: Subject) -> Check:
     assert subject.inputs is not None
-    want = baseline.run_forward(subject.whole, _probe(subject, subject.inputs), False, subject.plan.seed)
+    want = reference.run_forward(subject.whole, _probe(subject, subject.inputs), False, subject.plan.seed)
     equal = len(want.outputs) == len(outputs) and all(map(same, want.outputs, outputs))
     detail = f"timm.create_model loads the folder, outputs {'bit-equal' if equal else 'differ'}"
     return Check(CHECK, equal, detail, "" if equal else "differs")
@@ -237,8 +237,8 @@ def _require_same(subject: Subject, theirs: nn.Module, names: Mapping[str, str])
                     setattr(module, name, nn.Parameter(torch.randn_like(parameter)))
     state = _folded(ours.state_dict(), subject.plan)
     theirs.load_state_dict({names.get(key, key): tensor for key, tensor in state.items()})
-    probe = baseline.shrink(ours, subject.inputs, seed)
-    want, got = baseline.run_forward(ours, probe, False, seed), baseline.run_forward(theirs, probe, False, seed)
+    probe = reference.shrink(ours, subject.inputs, seed)
+    want, got = reference.run_forward(ours, probe, False, seed), reference.run_forward(theirs, probe, False, seed)
     if want.failure or got.failure or not all(map(same, want.outputs, got.outputs)):
         raise _refusal(f"timm's model computes something else ({got.failure or 'other outputs with open gates'})")
 

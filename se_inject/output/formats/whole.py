@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from se_inject.checks import reference as baseline
+from se_inject.checks import reference
 from se_inject.checks.outputs import same
 from se_inject.output.formats.subject import Content, Format, Subject
 from se_inject.output.tensors import ALIGNMENT
@@ -28,7 +28,7 @@ def check(folder: Path, subject: Subject) -> Check:
     whole = subject.whole
     tensors = read_weights(folder)
     before = subject.hashes
-    wrong = [key for key, digest in before.items() if key not in tensors or baseline.digest(tensors[key]) != digest]
+    wrong = [key for key, digest in before.items() if key not in tensors or reference.digest(tensors[key]) != digest]
     if wrong or len(tensors) != len(before):
         return Check(name, False, f"{len(wrong)} tensors differ, the first is {wrong[:1]}", "differs")
     count = f"{len(before)} tensors identical"
@@ -40,24 +40,24 @@ def check(folder: Path, subject: Subject) -> Check:
     seed = subject.plan.seed
     if subject.inputs is None:
         return Check(name, None, f"{count}; there are no inputs to run the model on", "nothing-to-compare")
-    probe = baseline.shrink(model, subject.inputs, seed)
-    want = baseline.run_forward(model, probe, False, seed)
+    probe = reference.shrink(model, subject.inputs, seed)
+    want = reference.run_forward(model, probe, False, seed)
     if want.failure:
         return Check(name, None, f"{count}; the model does not run: {want.failure}", "fails")
     copy.load_state_dict(_versioned(model, aligned(tensors)), assign=True)
-    got = baseline.run_forward(copy, probe, False, seed)
+    got = reference.run_forward(copy, probe, False, seed)
     if not _equal(want, got):
         # The file holds values, not memory layouts: strides choose between kernels that round otherwise.
         own = model.state_dict()
         laid_out = {key: _laid_out(t, own[key]) for key, t in tensors.items()}
         copy.load_state_dict(_versioned(model, laid_out), assign=True)
-        got = baseline.run_forward(copy, probe, False, seed)
+        got = reference.run_forward(copy, probe, False, seed)
     equal = _equal(want, got)
     detail = got.failure or f"{count}, outputs {'bit-equal' if equal else 'differ'}"
     return Check(name, equal, detail, "fails" if got.failure else "" if equal else "differs")
 
 
-def _equal(want: baseline.Run, got: baseline.Run) -> bool:
+def _equal(want: reference.Run, got: reference.Run) -> bool:
     return len(want.outputs) == len(got.outputs) and all(map(same, want.outputs, got.outputs))
 
 
