@@ -423,7 +423,7 @@ class Res2Net(Net):
 
 
 class NotAJoin(Net):
-    """A parameter, a vector for each sample, a difference, a product: none is an addition of two maps."""
+    """A parameter, a vector for each sample, a maximum, a product: none is an addition of two maps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -432,7 +432,7 @@ class NotAJoin(Net):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.f(x) + self.bias
         y = y + self.fc(x[:, :, 0, 0])[:, :, None, None]
-        return torch.cat([x - y, x * y], 1)
+        return torch.cat([torch.maximum(x, y), x * y], 1)
 
 
 # -- the inner place ------------------------------------------------------------------------------------------------

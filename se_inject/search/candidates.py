@@ -51,7 +51,8 @@ class Flow:
             found = [join for join in joins(call.graph) if is_map(join.node)]
             self.joins[call] = [join for join in found if join.residual]
             self.sums[call] = [join for join in found if not join.residual and len(shape(join.node)) > 2]
-            self.concats[call] = concats(call.graph)
+            summed = {part for join in found for part in join.parts}
+            self.concats[call] = [group for group in concats(call.graph) if group.node not in summed]
             self.dense[call] = [layer for group in self.concats[call] for layer in dense(group)]
 
     def around(self, call: Call, node: fx.Node, but: Join | None = None) -> Join | None:

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from se_inject.inputs import Inputs
 from se_inject.search.chains import steps
 from se_inject.search.ops import HOMOGENEOUS, data, label, module_of, op, result
-from se_inject.trace.calls import CONTAINERS, Call, Trace, graphs_of, record_of
+from se_inject.trace.calls import CONTAINERS, Call, Trace, graphs_of, is_leaf, record_of
 from se_inject.trace.recorder import record
 from se_inject.trace.source import (
     TORCH_DIR,
@@ -56,12 +56,16 @@ class Index:
                     self.runs[record_of(node).path] += 1
                 span = record_of(node).span
                 if span is not None:
-                    # What hands its argument on makes nothing: FloatFunctional ends each operation with an observer.
-                    self.spans[call, (span.code, span.extent)] += not record_of(node).identity
+                    self.spans[call, (span.code, span.extent)] += not self._observes(node)
                     self.ran[call.path, span, node.target] += 1
         for module in trace.root.modules():
             for parameter in module._parameters.values():
                 self.parameters[id(parameter)] += 1
+
+    def _observes(self, node: fx.Node) -> bool:
+        """FloatFunctional ends each of its operations with an observer, which hands on what the expression made."""
+        parent, _, name = record_of(node).path.rpartition(".")
+        return record_of(node).identity and bool(name) and is_leaf(_submodule(self.trace.root, parent))
 
 
 def carrier(index: Index, call: Call, node: fx.Node) -> tuple[Carrier | None, Reason | None]:

@@ -1,8 +1,8 @@
 """Joins, forks and branches: the shape of the data flow in one graph.
 
-join: an addition of two or more tensors of the same shape; chained additions are one join. fork: the immediate
-dominator of the join, None when its operands come from different arguments. branch: what lies between the fork and
-one operand. A join is residual when one branch is deep (two layers in a row, or one and an activation) and another is
+join: an addition (``additions``) of two or more tensors of the same shape; chained ones are one join. fork: the
+immediate dominator of the join, None when its operands come from different arguments. branch: what lies between the
+fork and one operand. A join is residual when one branch is deep (two layers in a row, or one and an activation) and another is
 a shortcut (no layer, one linear layer, or a projection) from the same value; branches of equal weight are a sum.
 """
 
@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from se_inject.search.additions import added, gathered, plain, returned
 from se_inject.search.axes import area, channel_axis, settle_axis
-from se_inject.search.chains import chain, gate, longest, mixes, nonlinear, passes
-from se_inject.search.ops import data, op, per_node, shape
+from se_inject.search.chains import chain, longest, mixes, nonlinear, passes
+from se_inject.search.ops import data, op, shape
 from se_inject.trace.calls import record_of
 
 
@@ -27,6 +28,7 @@ class Branch:
     operand: fx.Node
     nodes: frozenset[fx.Node]
     weight: int  # 0 no layer, 1 layers side by side and no activation, or a projection, 2 deeper
+    inner: tuple[fx.Node, ...] = ()  # of the fork's own graph, when the fork is a call that returns several values
 
     @property
     def direct(self) -> bool:
@@ -48,9 +50,12 @@ class Join:
     @property
     def parted(self) -> bool:
         """Every branch takes its own part of the fork: slices, chunks of a split, items of a list."""
-        firsts = [n for b in self.branches for n in b.nodes if self.fork in data(n)]
-        whole = any(not b.nodes for b in self.branches) or any(op(n).kind != "slice" for n in firsts)
-        return self.fork is not None and not whole
+        inside = any(b.inner for b in self.branches)
+        whole = any(not (b.inner if inside else b.nodes) for b in self.branches)
+        firsts = [
+            n for b in self.branches for n in (b.inner[:1] if inside else b.nodes) if inside or self.fork in data(n)
+        ]
+        return self.fork is not None and not whole and all(op(n).kind == "slice" for n in firsts)
 
     @property
     def shortcuts(self) -> tuple[Branch, ...]:
@@ -79,18 +84,18 @@ class Join:
 
 def joins(graph: fx.Graph) -> list[Join]:
     """All joins of a graph, outermost operands of a chained sum taken together, in order of execution."""
-    nodes = [n for n in graph.nodes if _adds(n)]
+    nodes = [n for n in graph.nodes if added(n)]
     if not nodes:
         return []
     above = dominators(graph)
-    inner = {n for n in nodes if len(n.users) == 1 and any(n in _adds(user) for user in n.users if _adds(user))}
+    inner = {n for n in nodes if len(n.users) == 1 and plain(n) and any(n in added(user) for user in n.users)}
     found = []
     for node in nodes:
         if node in inner:
             continue
         operands, parts = _flatten(node, inner)
-        fork = above[node]
-        found.append(Join(node, fork, tuple(_branch(operand, fork) for operand in operands), frozenset(parts)))
+        fork = above[(node, *gathered(node))[-1]]
+        found.append(Join(node, fork, _branches(operands, fork), frozenset(parts)))
         _settle(found[-1])
     return found
 
@@ -153,26 +158,35 @@ def dense(group: Join) -> list[Join]:
     return found
 
 
-@per_node
-def _adds(node: fx.Node) -> tuple[fx.Node, ...]:
-    """The operands of a join, or nothing."""
-    if node.op not in ("call_function", "call_method") or op(node).kind != "add" or gate(node) is not None:
-        return ()
-    same = len(data(node)) == 2 and all(shape(n) == shape(node) for n in data(node))
-    return data(node) if same and len(shape(node)) > 1 else ()
-
-
 def _flatten(node: fx.Node, inner: set[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
     """The operands of a chained addition, and the additions."""
     operands: list[fx.Node] = []
-    parts = [node]
-    for operand in _adds(node):
+    parts = [node, *gathered(node)]
+    for operand in added(node):
         deeper = _flatten(operand, inner) if operand in inner else ([operand], [])
         operands, parts = operands + deeper[0], parts + deeper[1]
     return list(dict.fromkeys(operands)), parts
 
 
-def _branch(operand: fx.Node, fork: fx.Node | None) -> Branch:
+def _branches(operands: list[fx.Node], fork: fx.Node | None) -> tuple[Branch, ...]:
+    """The branches from the fork; of one that returns several values (PreResNet's bodies), in the fork's graph too."""
+    made = [returned(operand, fork) for operand in operands]
+    if fork is None or all(value is None for value in made):
+        return tuple(_branch(operand, fork) for operand in operands)
+    inside = [value for value in made if value is not None]
+    above = dominators(inside[0].graph)
+    first: fx.Node | None = inside[0]
+    while first is not None and not all(_dominates(first, value, above) for value in inside):
+        first = above[first]
+    found = []
+    for operand, value in zip(operands, made, strict=True):
+        inner = sorted(_between(value, first)) if value is not None else []
+        found.append(_branch(operand, fork, tuple(inner)))
+    return tuple(found)
+
+
+def _between(operand: fx.Node, fork: fx.Node | None) -> set[fx.Node]:
+    """The nodes between a fork and a value, the value included."""
     nodes: set[fx.Node] = set()
     todo = [operand]
     while todo:
@@ -181,14 +195,19 @@ def _branch(operand: fx.Node, fork: fx.Node | None) -> Branch:
             continue
         nodes.add(node)
         todo.extend(data(node))
-    layers = longest(sorted(nodes))  # nodes compare by their place in the graph
+    return nodes
+
+
+def _branch(operand: fx.Node, fork: fx.Node | None, inner: tuple[fx.Node, ...] = ()) -> Branch:
+    nodes = _between(operand, fork)
+    layers = longest(inner) + longest(sorted(nodes))  # nodes compare by their place in the graph
     weight = min(layers, 2)
-    active = any(nonlinear(node) for node in nodes)
+    active = any(nonlinear(node) for node in (*inner, *nodes))
     if layers == 1 and active:
         weight = 2
     if weight == 2 and (layers == 1 or not active) and _projects(operand, nodes):
         weight = 1
-    return Branch(operand, frozenset(nodes), weight)
+    return Branch(operand, frozenset(nodes), weight, inner)
 
 
 def _projects(operand: fx.Node, nodes: set[fx.Node]) -> bool:
@@ -234,6 +253,13 @@ def dominators(graph: fx.Graph) -> dict[fx.Node, fx.Node | None]:
         above[node] = common
         depth[node] = depth[common] + 1
     return above
+
+
+def _dominates(node: fx.Node, other: fx.Node, above: dict[fx.Node, fx.Node | None]) -> bool:
+    current: fx.Node | None = other
+    while current is not None and current is not node:
+        current = above[current]
+    return current is node
 
 
 def _meet(

@@ -37,7 +37,7 @@ FUNCTIONS: dict[str, str] = {
         "lp_pool1d lp_pool2d max_pool2d_with_indices _adaptive_avg_pool2d",
         "resample": "interpolate upsample upsample_nearest2d upsample_bilinear2d grid_sample pixel_shuffle "
         "pixel_unshuffle",
-        "add": "add",
+        "add": "add sub subtract rsub lerp addcmul",
         "mul": "mul multiply",
         "div": "div true_divide",
         "cat": "cat concat concatenate",
@@ -191,11 +191,20 @@ def op(node: fx.Node) -> Op:
     path = next((_owner(n) for n in constants if _owner(n)), "")
     if kind == "conv":
         return _convolution(node, name, path, constants)
+    if name == "einsum" and _elementwise(str(node.args[0])):
+        kind, name = "mul", "mul"
     if kind in ("add", "mul", "div") and len(data(node)) < 2:
         kind = "bias" if kind == "add" else "scale"
         if kind == "bias" and any(type(a) is int and a == 0 for a in node.args):  # sum([x, y]) begins with 0 + x
             kind = "pass"
     return Op(kind, name, path)
+
+
+def _elementwise(equation: str) -> bool:
+    """Whether an einsum only multiplies: its axes are those of one operand, and hold the other's."""
+    operands, _, result = equation.replace(" ", "").partition("->")
+    sides = operands.split(",")
+    return len(sides) == 2 and result in sides and "." not in result and set("".join(sides)) == set(result)
 
 
 def _owner(node: fx.Node) -> str:

@@ -45,6 +45,10 @@ FORMS: dict[str, Callable[[torch.Tensor, nn.Module], torch.Tensor]] = {
     "in place": lambda x, f: f(x).add_(x),
     "overload": lambda x, f: torch.ops.aten.add.Tensor(x, f(x)),
     "sum of a list": lambda x, f: sum([x, f(x)]),
+    "difference": lambda x, f: x - f(x),
+    "between both": lambda x, f: torch.lerp(x, f(x), 0.5),
+    "with a factor": lambda x, f: torch.addcmul(x, f(x), torch.ones(8, 1, 1)),
+    "sum of a stack": lambda x, f: torch.stack((x, f(x))).sum(0),
     "activation after": lambda x, f: F.relu(x + f(x), inplace=True),
     "scaled": lambda x, f: 0.5 * x + f(x) / 2,
 }
@@ -77,7 +81,7 @@ def test_augmented_assignment_and_float_functional() -> None:
 
 
 NO_JOINS: dict[str, Callable[[torch.Tensor, nn.Module], torch.Tensor]] = {
-    "difference": lambda x, f: x - f(x),
+    "larger": lambda x, f: torch.maximum(x, f(x)),
     "product": lambda x, f: x * f(x),
     "concatenation": lambda x, f: torch.cat([x, f(x)], 1),
     "a number": lambda x, f: f(x) + 1,
