@@ -2,8 +2,9 @@
 
 join: an addition (``additions``) of two or more tensors of the same shape; chained ones are one join. fork: the
 immediate dominator of the join, None when its operands come from different arguments. branch: what lies between the
-fork and one operand. A join is residual when one branch is deep (two layers in a row, or one and an activation) and another is
-a shortcut (no layer, one linear layer, or a projection) from the same value; branches of equal weight are a sum.
+fork and one operand. A join is residual when one branch is deep (two layers in a row, or one and an activation) and
+another is a shortcut (no layer, one linear layer, or a projection) from the same value; branches of equal weight are a
+sum.
 """
 
 from __future__ import annotations
