@@ -120,8 +120,13 @@ def noise(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor
 
 def tensors_in(output: Any) -> list[torch.Tensor]:
     """All tensors of an output, result objects of unknown classes included."""
-    found = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+    found = tensor_leaves(output)
     for leaf in pytree.tree_leaves(output):
         if hasattr(leaf, "__dict__") and not isinstance(leaf, torch.Tensor | nn.Module):
-            found += [v for v in pytree.tree_leaves(vars(leaf)) if isinstance(v, torch.Tensor)]
+            found += tensor_leaves(vars(leaf))
     return found
+
+
+def tensor_leaves(value: Any) -> list[torch.Tensor]:
+    """The tensors in containers that torch knows, in the order in which an export takes them."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]

@@ -6,22 +6,28 @@ import json
 from pathlib import Path
 from typing import Any
 
-from se_inject.errors import LoadError
+from se_inject.errors import LoadError, SEInjectError
 from se_inject.types import SCHEMA_VERSION
 
 MAX_JSON = 16 << 20  # bytes; a plan has about 2,000 for each site
 LARGEST = 2**63 - 1
 
 
-def read_json(path: Path) -> Any:
-    """JSON of a bounded size, without NaN and duplicate keys. Raises ``LoadError``."""
+def read_bounded(path: Path, most: int, refusal: type[SEInjectError], hint: str = "") -> bytes:
+    """The content of a file of at most ``most`` bytes. Raises ``refusal``."""
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_JSON + 1)
+            data = file.read(most + 1)
     except OSError as error:
-        raise LoadError(f"{path}: cannot be read ({error.strerror}).") from error
-    if len(data) > MAX_JSON:
-        raise LoadError(f"{path}: larger than {MAX_JSON >> 20} MiB.")
+        raise refusal(f"{path}: cannot be read ({error.strerror}).") from error
+    if len(data) > most:
+        raise refusal(f"{path}: larger than {most >> 20} MiB{hint}.")
+    return data
+
+
+def read_json(path: Path) -> Any:
+    """JSON of a bounded size, without NaN and duplicate keys. Raises ``LoadError``."""
+    data = read_bounded(path, MAX_JSON, LoadError)
     try:
         return parse(data.decode())
     except (ValueError, RecursionError) as error:

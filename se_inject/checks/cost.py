@@ -27,14 +27,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from se_inject.checks.elementwise import ELEMENTWISE, MOVES, REDUCTIONS, Formula, moves, per_input, per_output
 from se_inject.errors import PlanMismatchError, TraceError, closest, one_line
 from se_inject.guard import eager
-from se_inject.inputs import Inputs, resolve
+from se_inject.inputs import Inputs, resolve, tensor_leaves
 from se_inject.trace.skeleton import share, skeleton, to_meta
 from se_inject.types import Cost, Plan, SiteCost
 
@@ -80,7 +79,7 @@ class Count(TorchDispatchMode):
             self._add(macs=flops(*args, **kwargs, out_val=out) // 2)
         elif rule:
             named = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
-            self._add(elementwise=rule(named, next(iter(_tensors(out)), None)))
+            self._add(elementwise=rule(named, next(iter(tensor_leaves(out)), None)))
         else:
             self._add(uncounted=str(func._overloadpacket))
         return out
@@ -117,15 +116,11 @@ def _tagged(func: Any) -> Formula | None:
     return per_input(1) if namespace == "aten" and name in REDUCTIONS else None
 
 
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-
-
 def _new_bytes(module: nn.Module, args: Any, kwargs: Any, out: Any) -> int:
     """Bytes of the outputs that share no memory with the inputs or with the module's own tensors."""
     own = [*module._parameters.values(), *module._buffers.values()]
-    seen = {t.untyped_storage()._cdata for t in _tensors((args, kwargs, own)) if t.layout is torch.strided}
-    fresh = {id(t): t for t in _tensors(out) if t.layout is torch.strided}
+    seen = {t.untyped_storage()._cdata for t in tensor_leaves((args, kwargs, own)) if t.layout is torch.strided}
+    fresh = {id(t): t for t in tensor_leaves(out) if t.layout is torch.strided}
     return sum(t.numel() * t.element_size() for t in fresh.values() if t.untyped_storage()._cdata not in seen)
 
 
@@ -151,7 +146,7 @@ def _forward(model: nn.Module, inputs: Inputs, watch: Iterable[str]) -> tuple[Ta
 def batch_size(inputs: Inputs) -> int:
     """Leading side of the first tensor; for a list of single images (detection) its length."""
     for value in (*inputs.args, *inputs.kwargs.values()):
-        if found := _tensors(value):
+        if found := tensor_leaves(value):
             if isinstance(value, list | tuple) and len(found) == len(value) and all(t.dim() == 3 for t in found):
                 return len(found)
             return max(1, found[0].shape[0]) if found[0].dim() else 1

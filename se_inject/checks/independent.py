@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from se_inject.checks.reference import run_forward
 from se_inject.checks.spliced import Spliced
-from se_inject.inputs import Inputs
+from se_inject.inputs import Inputs, tensor_leaves
 from se_inject.object_graph import held
 from se_inject.types import Check
 
@@ -32,8 +31,7 @@ class Reads(TorchFunctionMode):
         self.watched, self.found = watched, list[torch.Tensor]()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        leaves = pytree.tree_leaves((args, kwargs or {}))
-        self.found += (t for t in leaves if isinstance(t, torch.Tensor) and id(t) in self.watched)
+        self.found += (t for t in tensor_leaves((args, kwargs or {})) if id(t) in self.watched)
         return func(*args, **(kwargs or {}))
 
 

@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from se_inject.errors import TraceError, first_line
 from se_inject.guard import eager
-from se_inject.inputs import Inputs, dtype_of, from_shape, tensors_in
+from se_inject.inputs import Inputs, dtype_of, from_shape, tensor_leaves, tensors_in
 from se_inject.random_state import seed_all, undisturbed
 from se_inject.trace.calls import graphs_of
 from se_inject.types import Baseline, Plan
@@ -181,8 +180,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 def _holds(value: Any) -> bool:
     """Whether there is a tensor in a plain value."""
-    leaves = pytree.tree_leaves(value) if isinstance(value, torch.Tensor | list | tuple | dict) else ()
-    return any(isinstance(leaf, torch.Tensor) for leaf in leaves)
+    return isinstance(value, torch.Tensor | list | tuple | dict) and bool(tensor_leaves(value))
 
 
 def digest(tensor: torch.Tensor) -> str:

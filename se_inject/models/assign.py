@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from se_inject.checkpoints.wrappers import Keys
 from se_inject.errors import LoadError, closest
+from se_inject.inputs import tensor_leaves
 
 OWN = ("_parameters", "_buffers", "_modules")
 LISTED = 10  # keys that a message names
@@ -48,7 +48,7 @@ def loose(model: nn.Module) -> Iterator[torch.Tensor]:
     for module in model.modules():
         for name, value in vars(module).items():
             if name not in OWN and isinstance(value, torch.Tensor | list | tuple | dict):
-                yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor))
+                yield from tensor_leaves(value)
 
 
 def tied(model: nn.Module) -> list[list[str]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from se_inject.errors import LoadError, WriteError
 from se_inject.hashing import sha256
 from se_inject.output.disk import locked, sync
-from se_inject.output.sums import SIGNATURE, SUMS, is_ours, read_sums, recorded, sums_text
+from se_inject.output.sums import SIGNATURE, SUMS, is_ours, proven, read_sums, recorded, sums_text
 
 WAITING = ".se-inject-add-"
 UNSIGNED = f"{SIGNATURE} was of the sums before, and is gone: sign the new {SUMS}"
@@ -73,10 +73,7 @@ NOT_OURS = f"which is not ours: {SUMS} does not list it with the hash that it ha
 
 
 def _add(folder: Path, files: Mapping[str, bytes]) -> tuple[str, ...]:
-    try:
-        before = read_sums(folder) or {}
-    except LoadError:  # they are to be discarded
-        before = {}
+    before = proven(folder)  # those of others are to be discarded
     sums = before | {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     if sums == before and all(is_ours(folder / name) for name in files):
         return ()
@@ -96,10 +93,7 @@ def complete(folder: Path) -> None:
     waiting = [name for name in sorted(os.listdir(folder)) if name.startswith(WAITING)]
     if not waiting:
         return
-    try:
-        sums = read_sums(folder) or {}
-    except LoadError:
-        sums = {}
+    sums = proven(folder)
     for path in (folder / name for name in waiting):
         name = path.name.removeprefix(WAITING)
         if name in sums and sha256(path) == sums[name]:

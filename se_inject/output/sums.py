@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from se_inject.errors import LoadError
 from se_inject.hashing import sha256
-from se_inject.json_strict import read_json
+from se_inject.json_strict import read_bounded, read_json
 from se_inject.output.names import REPORT
 from se_inject.types import Check
 
@@ -51,16 +51,12 @@ def read_sums(folder: Path) -> dict[str, str] | None:
     if not path.is_file():
         return None
     try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST + 1)
-        head, *lines = data.decode().split("\n")
-    except OSError as error:
-        raise LoadError(f"{path}: cannot be read ({error.strerror}).") from error
+        head, *lines = read_bounded(path, LARGEST, LoadError).decode().split("\n")
     except UnicodeDecodeError as error:
         raise LoadError(f"{path}: not the sums of an output folder (it is no UTF-8).") from error
     found = [LINE.fullmatch(line) for line in lines if line]
     sums = {match[2]: match[1] for match in found if match}
-    if head != HEADER or len(data) > LARGEST or len(sums) < len(found) or not all(map(_inside, sums)):
+    if head != HEADER or len(sums) < len(found) or not all(map(_inside, sums)):
         raise LoadError(f"{path}: not the sums of an output folder: se_inject did not write it, or it was edited.")
     return sums
 
@@ -126,12 +122,17 @@ def files_check(folder: Path) -> tuple[Check, Compared]:
     return Check("files", True, f"{len(sums)} files have the hashes of {by}{more}{signed}"), found
 
 
+def proven(folder: Path) -> dict[str, str]:
+    """The sums in a folder; none where they are missing, or those of others."""
+    try:
+        return read_sums(folder) or {}
+    except LoadError:
+        return {}
+
+
 def is_ours(path: Path) -> bool:
     """Whether the sums beside a file list it with the hash that it has."""
-    try:
-        wanted = (read_sums(path.parent) or {}).get(path.name)
-    except LoadError:
-        return False
+    wanted = proven(path.parent).get(path.name)
     return wanted is not None and path.is_file() and sha256(path) == wanted
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from se_inject.errors import RulesError
+from se_inject.json_strict import read_bounded
 
 MAX_BYTES = 1 << 20
 
@@ -49,13 +50,7 @@ Loader.add_implicit_resolver(
 
 def read_yaml(path: Path) -> Any:
     """The content of the file. Raises ``RulesError`` when it is too large, or not plain YAML."""
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise RulesError(f"{path}: cannot be read ({error.strerror}).") from error
-    if len(text) > MAX_BYTES:
-        raise RulesError(f"{path}: larger than {MAX_BYTES} bytes; a rules file is a page of text.")
+    text = read_bounded(path, MAX_BYTES, RulesError, "; a rules file is a page of text")
     try:
         return yaml.load(text.decode(), Loader=Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:

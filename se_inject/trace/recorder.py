@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._device import _device_constructors
 
 from se_inject.guard import eager
-from se_inject.inputs import Inputs
+from se_inject.inputs import Inputs, tensor_leaves
 from se_inject.random_state import undisturbed
 from se_inject.trace.calls import KEY, Call, Names, NodeRecord, is_leaf, record_of
 from se_inject.trace.source import CodeSpan, current_span
@@ -85,7 +85,7 @@ class Recorder(TorchFunctionMode):
             self.leaf += 1
             return
         parent = self.stack[-1] if self.stack else None
-        versions = {id(t): version(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        versions = {id(t): version(t) for t in tensor_leaves((args, kwargs))}
         if parent is not None:
             nodes = self._argument(parent, args), self._argument(parent, kwargs)
             self.pending.append((*nodes, current_span(parent.module), versions, self.fx_node))
@@ -94,8 +94,8 @@ class Recorder(TorchFunctionMode):
             return
         call = Call(self.paths[id(module)], module, args, kwargs, parent, self.order)
         alone = {id(value) for value in (*args, *kwargs.values())}
-        for tensor in pytree.tree_leaves((args, kwargs)):
-            if isinstance(tensor, torch.Tensor) and id(tensor) not in call.nodes:
+        for tensor in tensor_leaves((args, kwargs)):
+            if id(tensor) not in call.nodes:
                 node = call.graph.placeholder(f"arg{len(call.nodes)}")
                 outer = self._node(parent, tensor) if parent is not None else None
                 node.meta[KEY] = NodeRecord(alone=id(tensor) in alone, outer=outer)

@@ -119,7 +119,7 @@ RULES = {
         "aliases (*name) are not allowed",
     ),
     "two keys": ("ratio: 8\nratio: 16\n", "stands twice"),
-    "1 MiB": ("placement: inner #" + "x" * (1 << 20), "larger than 1048576 bytes"),
+    "1 MiB": ("placement: inner #" + "x" * (1 << 20), "larger than 1 MiB"),
     "no": ("placement: no\n", "placement"),
     "12:30": ("ratio: 12:30\n", "ratio"),
     "octal": ("ratio: '010'\n", "ratio"),

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from se_inject.errors import RulesError
-from se_inject.json_strict import parse
+from se_inject.json_strict import parse, read_bounded
 from se_inject.rules.yaml_file import Loader
 
 MAX_BYTES = 64 << 20
@@ -19,13 +19,7 @@ MAX_BYTES = 64 << 20
 
 def read_text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise RulesError(f"{path}: larger than {MAX_BYTES >> 20} MiB.")
-        return data.decode("utf-8-sig")
-    except OSError as error:
-        raise RulesError(f"{path}: cannot be read ({error.strerror}).") from error
+        return read_bounded(path, MAX_BYTES, RulesError).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RulesError(f"{path}: not UTF-8 text.") from error
 

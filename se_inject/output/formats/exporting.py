@@ -14,12 +14,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from se_inject.checks.outputs import relative
 from se_inject.checks.reference import preserved, run_forward, shrink
 from se_inject.errors import WriteError, first_line
-from se_inject.inputs import BATCH, Inputs, noise, tensors_in
+from se_inject.inputs import BATCH, Inputs, noise, tensor_leaves, tensors_in
 from se_inject.random_state import forked_rng
 from se_inject.types import Plan
 
@@ -88,7 +87,7 @@ def batched(inputs: Inputs) -> Inputs:
 
 def tensors(inputs: Inputs) -> list[torch.Tensor]:
     """The tensors among the arguments, in the order in which an export takes them."""
-    return [leaf for leaf in pytree.tree_leaves((inputs.args, inputs.kwargs)) if isinstance(leaf, torch.Tensor)]
+    return tensor_leaves((inputs.args, inputs.kwargs))
 
 
 def levels(example: Inputs) -> Iterator[tuple[int, ...]]:
