@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from se_inject._version import __version__ as __version__
-from se_inject.types import Shown
 
 # Name -> module, imported when first used: `se-inject --help` answers without importing torch.
 _INDEX = {
@@ -94,15 +93,6 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(f"se_inject.{_INDEX[name]}"), name)
-
-
-def _in_a_notebook(shown: Any) -> str:
-    from se_inject.report.html.notebook import show
-
-    return show(shown)
-
-
-Shown.renderer = _in_a_notebook
 
 
 def __dir__() -> list[str]:

@@ -22,8 +22,11 @@ from se_inject.injection.plan import make_plan
 from se_inject.inputs import resolve
 from se_inject.output import folder
 from se_inject.output.formats import adapter
+from se_inject.report.html.notebook import show
 from se_inject.surgery import splice
-from se_inject.types import Cost, Plan, Report
+from se_inject.types import Cost, Plan, Report, Shown
+
+Shown.renderer = show
 
 
 def plan(model: nn.Module, example_inputs: Any = None, rules: Any = "auto", *, seed: int = 0, name: str = "") -> Plan:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-import textwrap
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from se_inject.types import Reason
+if TYPE_CHECKING:
+    from se_inject.types import Reason
 
 
 class SEInjectError(Exception):
@@ -75,6 +75,8 @@ class WriteError(SEInjectError):
 def closest(name: str, known: Iterable[str], n: int = 3) -> str:
     """``" Did you mean 'a' or 'b'?"`` for the nearest known names, or the whole short list."""
     names = sorted(known)
+    import difflib
+
     near = difflib.get_close_matches(name, names, n=n, cutoff=0.5)
     if near:
         return " Did you mean " + " or ".join(repr(hit) for hit in near) + "?"
@@ -86,6 +88,8 @@ def closest(name: str, known: Iterable[str], n: int = 3) -> str:
 def one_line(error: BaseException) -> str:
     """Type and first line of an error's text, shortened."""
     text = next(iter(str(error).strip().splitlines()), "")
+    import textwrap
+
     text = textwrap.shorten(text, 160, placeholder=" ...").rstrip(".")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

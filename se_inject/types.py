@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Shown:
-    """What a notebook shows as a table. How, is said by the renderers, which stand above and are set on import."""
+    """What a notebook shows as a table; how, says the renderer, which stands above and is set by the API."""
 
     renderer: ClassVar[Callable[[Any], str] | None] = None
 
