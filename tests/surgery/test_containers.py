@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -188,3 +189,27 @@ def test_the_input_of_a_part_is_not_the_network_s() -> None:
 
     found = se_inject.plan(nn.Sequential(unit(3, 3), Asking(), Asking()).eval(), SIZE, {"placement": ["input", "conv"]})
     assert [d.site.id for d in found.decisions if d.site.placement == "input"] == [":input"]
+
+
+class Comprehension(nn.Module):
+    """A residual branch that is computed, once or more often, in a comprehension."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.first, self.second, self.times = unit(8, 8), conv(8, 8), times
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        (branch, *_) = [self.second(self.first(value)) * 2 for value in (x,) * self.times]
+        return torch.relu(x + branch)
+
+
+def test_in_a_comprehension() -> None:
+    """It was a function of its own until Python 3.12; from then on its expressions are the method's."""
+    (often,), (once,) = (sites(Comprehension(times)).values() for times in (2, 1))
+    assert often.carrier is None and often.obstacle
+    inlined = sys.version_info >= (3, 12)
+    assert once.carrier.kind == ("source" if inlined else "wrap_output")
+    result = inject(Comprehension(1).eval(), "standard", (torch.randn(2, 8, 8, 8),))
+    (rewritten,) = result.report.rewritten.values()
+    assert ("[self.se(self.second(self.first(value))) * 2 for value" in rewritten.after) == inlined
+    assert all(check.passed for check in result.report.checks)

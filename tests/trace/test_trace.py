@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import random
+import sys
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -128,11 +129,13 @@ class Helpers(Net):
 
 def test_the_value_of_a_helper_function_is_not_the_expression_s_own() -> None:
     (call, *_) = recorded(Helpers()).calls
+    # a comprehension was a function of its own until Python 3.12
+    inlined = sys.version_info >= (3, 12)
     assert [(text(record_of(n).span), record_of(n).span.direct) for n in nodes(call)] == [
         ("outside(x)", False),
         ("self.double(x)", False),
         ("self.static(x)", False),
-        ("[self.conv(value) for value in (x,)]", False),
+        ("self.conv(value)", True) if inlined else ("[self.conv(value) for value in (x,)]", False),
         ("self.scaled", False),
         ("F.conv2d(x, self.scaled, padding=1)", True),
         ("nn.ReLU()(x)", True),
