@@ -25,6 +25,7 @@ class Hand(nn.Module):
     shape: ClassVar[tuple[int, ...]] = (8, 8, 8)
     at: ClassVar[tuple[str, ...]] = ()
     code: ClassVar[str] = ""
+    batched: ClassVar[bool] = True  # or the forward takes one image
     zero: ClassVar[tuple[str, ...]] = ("f",)  # their parameters at zero make f(x) zero
     layers: ClassVar[dict[str, Callable[[], Any]]] = {}
 
@@ -717,6 +718,22 @@ class OneDimension(Hand):
 class ThreeDimensions(Hand):
     def forward(self, x):
         return torch.stack((x, self.f(x))).sum(0)
+
+
+@gates("", batched=False)
+class Unbatched(Hand):
+    """One image, which gets its batch in the forward."""
+
+    def forward(self, x):
+        x = x[None]
+        return (x + self.f(x))[0]
+
+
+@gates("", batched=False)
+class UnbatchedReshaped(Hand):
+    def forward(self, x):
+        x = x.reshape(1, *x.shape)
+        return x - self.f(x)
 
 
 @refused("no-sites")

@@ -37,7 +37,8 @@ def test_there_are_many() -> None:
 def test_gates_stand_at_the_end_of_each_branch(name: str) -> None:
     """With every block's output at zero, the net is the one whose f(x) is zero."""
     model, cls = made(name), NETS[name]
-    injection = se_inject.inject(model, cls.shape, "standard")
+    x = torch.randn(*[2] * cls.batched, *cls.shape, generator=torch.Generator().manual_seed(1))
+    injection = se_inject.inject(model, cls.shape if cls.batched else x, "standard")
     assert tuple(d.site.id.rpartition(":")[0] for d in injection.plan.insertions) == cls.at
 
     without = copy.deepcopy(model)
@@ -47,7 +48,6 @@ def test_gates_stand_at_the_end_of_each_branch(name: str) -> None:
     for module in injection.model.modules():
         if is_block(module):
             module.register_forward_hook(lambda block, args, y: torch.zeros_like(y))
-    x = torch.randn(2, *cls.shape, generator=torch.Generator().manual_seed(1))
     for training in (False, True):
         with torch.no_grad():
             expected, found = without.train(training)(x.clone()), injection.model.train(training)(x.clone())
