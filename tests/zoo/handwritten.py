@@ -736,6 +736,26 @@ class UnbatchedReshaped(Hand):
         return x - self.f(x)
 
 
+class InHalf(nn.Module):
+    """Convolutions in bfloat16, norms in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c1, self.c2 = conv(8, 8).bfloat16(), conv(8, 8).bfloat16()
+        self.n1, self.n2 = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        x = F.relu(self.n1(self.c1(x.bfloat16()).float()))
+        return self.n2(self.c2(x.bfloat16()).float())
+
+
+@gates("", zero=("f.n2",), layers={"f": InHalf})
+class TwoTypes(Hand):
+    def forward(self, x):
+        x = x.float()
+        return x + self.f(x)
+
+
 @refused("no-sites")
 class Chained(Hand):
     def forward(self, x):
