@@ -102,6 +102,7 @@ class Site:
     absorb_obstacle: Reason | None = None  # why `absorb` is not possible here
     note: Reason | None = None  # said in the report: for instance that another path passes by it
     no_gradient: Reason | None = None  # why a gate here could not learn
+    dtype: str = ""  # of the value, where that of the layers beside it is another: the block takes it
 
     @property
     def layout(self) -> str:

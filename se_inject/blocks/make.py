@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 
+import torch
 from torch import nn
 
 from se_inject.blocks.table import find_block
@@ -11,9 +12,11 @@ from se_inject.errors import PlanMismatchError
 from se_inject.random_state import forked_rng
 from se_inject.types import Decision
 
+DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+
 
 def make_block(decision: Decision, seed: int, like: nn.Module | None) -> nn.Module:
-    """The block of a decision, in the dtype and on the device of ``like``, from its own random stream."""
+    """The block of a decision, on the device of ``like`` and in its dtype or the site's, from its own random stream."""
     try:
         block = find_block(decision.block)
     except ValueError as error:
@@ -29,4 +32,11 @@ def make_block(decision: Decision, seed: int, like: nn.Module | None) -> nn.Modu
                 f"{type(error).__name__}: {error}."
             ) from error
     module.train(like.training if like is not None else False)
-    return module if tensor is None else module.to(device=tensor.device, dtype=tensor.dtype)
+    if tensor is None:
+        return module
+    dtype = DTYPES.get(decision.site.dtype) if decision.site.dtype else tensor.dtype
+    if dtype is None:
+        raise PlanMismatchError(
+            f"the plan gives {decision.site.id} the dtype {decision.site.dtype!r}; it can be {', '.join(DTYPES)}."
+        )
+    return module.to(device=tensor.device, dtype=dtype)

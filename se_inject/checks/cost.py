@@ -60,6 +60,7 @@ class Count(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.open = [Tally()]
+        self.convolved: tuple[int, ...] = ()  # the shape that the first convolution takes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -76,6 +77,8 @@ class Count(TorchDispatchMode):
             rule = _tagged(func)
         out = func(*args, **kwargs)
         if flops:
+            if not self.convolved and "convolution" in func._schema.name:
+                self.convolved = tuple(args[0].shape)
             self._add(macs=flops(*args, **kwargs, out_val=out) // 2)
         elif rule:
             named = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
@@ -124,8 +127,8 @@ def _new_bytes(module: nn.Module, args: Any, kwargs: Any, out: Any) -> int:
     return sum(t.numel() * t.element_size() for t in fresh.values() if t.untyped_storage()._cdata not in seen)
 
 
-def _forward(model: nn.Module, inputs: Inputs, watch: Iterable[str]) -> tuple[Tally, dict[str, Tally]]:
-    """One counted forward of a copy that is ours to hook."""
+def _forward(model: nn.Module, inputs: Inputs, watch: Iterable[str]) -> tuple[Tally, dict[str, Tally], int]:
+    """One counted forward of a copy that is ours to hook, and the samples in it."""
     count, watched = Count(), {path: Tally() for path in watch}
 
     def produced(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
@@ -140,15 +143,18 @@ def _forward(model: nn.Module, inputs: Inputs, watch: Iterable[str]) -> tuple[Ta
         module.register_forward_hook(lambda *_, tally=tally: count.open.remove(tally), always_call=True)
     with torch.random.fork_rng(devices=[]), torch.no_grad(), eager(), count:
         model.eval()(*inputs.args, **inputs.kwargs)
-    return count.open[0], watched
+    return count.open[0], watched, batch_size(inputs, count.convolved)
 
 
-def batch_size(inputs: Inputs) -> int:
-    """Leading side of the first tensor; for a list of single images (detection) its length."""
+def batch_size(inputs: Inputs, convolved: tuple[int, ...] = ()) -> int:
+    """Leading side of the first tensor; for a list of single images (detection) its length; 1 for a single image, to
+    which the forward adds the batch in front of the first convolution, that takes ``convolved``."""
     for value in (*inputs.args, *inputs.kwargs.values()):
         if found := tensor_leaves(value):
             if isinstance(value, list | tuple) and len(found) == len(value) and all(t.dim() == 3 for t in found):
                 return len(found)
+            if convolved[:1] == (1,) and convolved[1:2] == found[0].shape[:1] and len(convolved) == found[0].dim() + 1:
+                return 1
             return max(1, found[0].shape[0]) if found[0].dim() else 1
     return 1
 
@@ -160,6 +166,7 @@ class Measured:
     cost: Cost
     by_module: dict[str, Cost]
     note: str = ""  # the fallback taken, or numbers that the batch does not divide
+    batch: int = field(default=1, compare=False)
 
     def sites(self, plan: Plan) -> tuple[SiteCost, ...]:
         """What each insertion of ``plan``, all of which were watched, costs over all its calls; in plan order."""
@@ -185,21 +192,21 @@ def measure(model: nn.Module, example_inputs: Any = None, watch: Collection[str]
     copied = skeleton(model)
     notes = []
     try:
-        total, watched = _forward(copied, inputs.map(to_meta), watch)
+        total, watched, batch = _forward(copied, inputs.map(to_meta), watch)
     except Exception as error:  # a missing meta kernel, .item(), or a tensor that the copy kept on its device
         notes.append(f"counted in a real run, as the model does not run on meta tensors ({one_line(error)})")
-        total, watched = _real_forward(model, inputs, watch)
-    batch = batch_size(inputs)
+        total, watched, batch = _real_forward(model, inputs, watch)
     if odd := [name for name in ("macs", "elementwise", "activation_bytes") if getattr(total, name) % batch]:
         notes.append(f"not divisible by the batch of {batch}, rounded down: {', '.join(odd)}")
     return Measured(
         total.cost(parameters(model), batch),
         {path: tally.cost(parameters(modules[path]), batch) for path, tally in watched.items()},
         "; ".join(notes),
+        batch,
     )
 
 
-def _real_forward(model: nn.Module, inputs: Inputs, watch: Collection[str]) -> tuple[Tally, dict[str, Tally]]:
+def _real_forward(model: nn.Module, inputs: Inputs, watch: Collection[str]) -> tuple[Tally, dict[str, Tally], int]:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     given = inputs.map(lambda t: t.detach().to(device, copy=True))  # a first op in place must not write the user's
     with sdpa_kernel(SDPBackend.MATH):  # attention in parts, as on meta

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from se_inject.checks.cost import measure
+from se_inject.checks.cost import Measured, measure
 from se_inject.checks.pricing import pricing
 from se_inject.errors import PlanMismatchError
 from se_inject.inputs import Inputs, dtype_of, resolve
@@ -49,12 +49,16 @@ class Survey:
     inputs: Inputs
 
     @cached_property
+    def measured(self) -> Measured:
+        return measure(self.model, self.inputs)
+
+    @property
     def base(self) -> Cost:
-        return measure(self.model, self.inputs).cost
+        return self.measured.cost
 
     @cached_property
     def price(self) -> budget.Price:
-        return pricing(self.found, self.inputs)
+        return pricing(self.found, self.measured.batch)
 
 
 def survey(model: nn.Module, example_inputs: Any, placements: Collection[str], seed: int) -> Survey:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from se_inject.inputs import dtype_of
 from se_inject.search.axes import area, channel_axis
 from se_inject.search.axes import channels as channels_of
 from se_inject.search.candidates import Candidate, Flow
@@ -187,7 +188,19 @@ def _site(index: Index, draft: Draft, name: str, stage: int, block: str, concat:
         note=_other_path(maker, found),
         absorb=norm,
         absorb_obstacle=absorb_obstacle,
+        dtype=_other_dtype(index, first.node, found),
     )
+
+
+def _other_dtype(index: Index, node: fx.Node, found: Carrier | None) -> str:
+    """The dtype of a value, if it is floating-point and not that of the layers that a block would stand beside."""
+    dtype = record_of(node).dtype
+    if found is None or dtype is None or not dtype.is_floating_point:
+        return ""
+    parent, _, _ = f"{found.path}.{found.name}".strip(".").rpartition(".")
+    beside = index.trace.root.get_submodule(parent)
+    own = dtype_of(beside if next(beside.parameters(), None) is not None else index.trace.root)
+    return "" if dtype == own else str(dtype).removeprefix("torch.")
 
 
 def _other_path(maker: fx.Node, found: Carrier | None) -> Reason | None:

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from se_inject.inputs import Inputs
 from se_inject.random_state import seed_all, undisturbed
+from se_inject.search.additions import added
 from se_inject.search.ops import data, module_of, op
 from se_inject.search.sites import Found, find_sites
 from se_inject.trace.calls import Call, Names, Trace, record_of
@@ -165,7 +166,7 @@ def defining_span(site: Site, found: Found) -> set[Any]:
     todo, seen = [node], {node}
     while site.placement == "standard" and todo:
         current = todo.pop(0)
-        if current.op.startswith("call") and op(current).kind == "add" and len(data(current)) > 1:
+        if current.op.startswith("call") and (added(current) or (op(current).kind == "add" and len(data(current)) > 1)):
             return {(record_of(current).span, current.target)}
         new = [user for user in current.users if user not in seen]
         seen.update(new)

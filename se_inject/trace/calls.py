@@ -51,6 +51,7 @@ class NodeRecord:
     """What is known of a node, beside the operator and the operands that fx keeps."""
 
     shape: tuple[int, ...] = ()
+    dtype: torch.dtype | None = None
     order: int | None = None  # in the order of execution of the whole forward; None for the arguments of a call
     span: CodeSpan | None = None  # the expression that made it
     fx_node: str = ""  # the node of the interpreted GraphModule that made it

@@ -223,7 +223,7 @@ class Recorder(TorchFunctionMode):
         return pytree.tree_unflatten(leaves, spec)
 
     def _note(self, call: Call, tensor: torch.Tensor, node: fx.Node, made: bool = True) -> None:
-        record_of(node).shape = tuple(tensor.shape)
+        record_of(node).shape, record_of(node).dtype = tuple(tensor.shape), tensor.dtype
         call.nodes[id(tensor)] = (tensor, node)
         if made or id(tensor) not in self.made:
             self.made[id(tensor)] = (tensor, call)

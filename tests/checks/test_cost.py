@@ -344,6 +344,16 @@ def test_batch(inputs, batch):
     assert batch_size(inputs) == batch
 
 
+@pytest.mark.parametrize("layers", [(nn.Conv2d(8, 4, 3), nn.ReLU()), (nn.ReLU(), nn.Conv2d(8, 4, 3))])
+def test_a_single_image_to_which_the_forward_adds_the_batch(layers):
+    net = nn.Sequential(*layers)
+    batched = nn.Sequential(nn.Unflatten(0, (1, 8)), net)
+    single, image = measure(batched, torch.rand(8, 6, 6)), torch.rand(1, 8, 6, 6)
+    assert single.cost.macs == measure(net, image).cost.macs and single.batch == 1
+    assert measure(net, torch.rand(8, 6, 6)).cost.macs == single.cost.macs  # torch adds it
+    assert measure(net, torch.rand(8, 8, 6, 6)).batch == 8
+
+
 @pytest.mark.parametrize("kind", ["meta", "real"])
 def test_model_and_inputs_stay_as_they_are(kind):
     class Net(nn.Module):

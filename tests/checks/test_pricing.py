@@ -10,6 +10,7 @@ from torch import nn
 
 import se_inject
 from se_inject.blocks.make import make_block
+from se_inject.checks.cost import batch_size
 from se_inject.checks.pricing import pricing
 from se_inject.injection.plan import make_plan
 from tests.nets import Basic, Fn, Net, conv
@@ -46,7 +47,7 @@ CASES: dict[str, tuple[nn.Module, Any]] = {
 def test_prices_are_those_of_the_report(name: str) -> None:
     model, rules = CASES[name]
     planned = make_plan(model, (8, 16, 16), rules)
-    price = pricing(planned.found, planned.inputs)
+    price = pricing(planned.found, batch_size(planned.inputs))
     sites = se_inject.inject(model, (8, 16, 16), rules).report.sites
     assert [price(d) for d in planned.plan.insertions] == [(s.parameters, s.macs) for s in sites] != []
 
@@ -59,4 +60,4 @@ def test_the_first_call_alone_does_not_tell(name: str) -> None:
     (decision,) = planned.plan.insertions
     block = make_block(decision, 0, None)
     alone = se_inject.cost(block, torch.empty(decision.site.shape)).macs
-    assert pricing(planned.found, planned.inputs)(decision)[1] != alone * decision.site.calls
+    assert pricing(planned.found, batch_size(planned.inputs))(decision)[1] != alone * decision.site.calls

@@ -25,6 +25,7 @@ class Hand(nn.Module):
     shape: ClassVar[tuple[int, ...]] = (8, 8, 8)
     at: ClassVar[tuple[str, ...]] = ()
     code: ClassVar[str] = ""
+    batched: ClassVar[bool] = True  # or the forward takes one image
     zero: ClassVar[tuple[str, ...]] = ("f",)  # their parameters at zero make f(x) zero
     layers: ClassVar[dict[str, Callable[[], Any]]] = {}
 
@@ -717,6 +718,42 @@ class OneDimension(Hand):
 class ThreeDimensions(Hand):
     def forward(self, x):
         return torch.stack((x, self.f(x))).sum(0)
+
+
+@gates("", batched=False)
+class Unbatched(Hand):
+    """One image, which gets its batch in the forward."""
+
+    def forward(self, x):
+        x = x[None]
+        return (x + self.f(x))[0]
+
+
+@gates("", batched=False)
+class UnbatchedReshaped(Hand):
+    def forward(self, x):
+        x = x.reshape(1, *x.shape)
+        return x - self.f(x)
+
+
+class InHalf(nn.Module):
+    """Convolutions in bfloat16, norms in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c1, self.c2 = conv(8, 8).bfloat16(), conv(8, 8).bfloat16()
+        self.n1, self.n2 = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        x = F.relu(self.n1(self.c1(x.bfloat16()).float()))
+        return self.n2(self.c2(x.bfloat16()).float())
+
+
+@gates("", zero=("f.n2",), layers={"f": InHalf})
+class TwoTypes(Hand):
+    def forward(self, x):
+        x = x.float()
+        return x + self.f(x)
 
 
 @refused("no-sites")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from torch import nn
 
 import se_inject
 from se_inject.blocks import is_block
-from se_inject.errors import NothingSelectedError
+from se_inject.errors import NothingSelectedError, PlanMismatchError
+from se_inject.surgery import splice
 from tests.helpers import randomise
 from tests.zoo.handwritten import NETS, Hand
 
@@ -37,7 +39,8 @@ def test_there_are_many() -> None:
 def test_gates_stand_at_the_end_of_each_branch(name: str) -> None:
     """With every block's output at zero, the net is the one whose f(x) is zero."""
     model, cls = made(name), NETS[name]
-    injection = se_inject.inject(model, cls.shape, "standard")
+    x = torch.randn(*[2] * cls.batched, *cls.shape, generator=torch.Generator().manual_seed(1))
+    injection = se_inject.inject(model, cls.shape if cls.batched else x, "standard")
     assert tuple(d.site.id.rpartition(":")[0] for d in injection.plan.insertions) == cls.at
 
     without = copy.deepcopy(model)
@@ -47,7 +50,6 @@ def test_gates_stand_at_the_end_of_each_branch(name: str) -> None:
     for module in injection.model.modules():
         if is_block(module):
             module.register_forward_hook(lambda block, args, y: torch.zeros_like(y))
-    x = torch.randn(2, *cls.shape, generator=torch.Generator().manual_seed(1))
     for training in (False, True):
         with torch.no_grad():
             expected, found = without.train(training)(x.clone()), injection.model.train(training)(x.clone())
@@ -61,3 +63,14 @@ def test_what_has_no_place_is_refused_with_the_reason(name: str) -> None:
     with pytest.raises(NothingSelectedError) as refusal:
         se_inject.plan(made(name), NETS[name].shape, "standard")
     assert refusal.value.code == NETS[name].code
+
+
+def test_a_block_takes_the_dtype_of_its_value() -> None:
+    injection = se_inject.inject(made("TwoTypes"), Hand.shape, "standard")
+    (decision,) = injection.plan.insertions
+    block = injection.model.get_submodule(decision.key)
+    assert decision.site.dtype == "float32" and {p.dtype for p in block.parameters()} == {torch.float32}
+    assert se_inject.plan(made("Plus"), Hand.shape, "standard").insertions[0].site.dtype == ""
+    wrong = replace(decision, site=replace(decision.site, dtype="load"))
+    with pytest.raises(PlanMismatchError, match="the dtype 'load'; it can be float16"):
+        splice.apply(made("TwoTypes"), replace(injection.plan, decisions=(wrong,)))
