@@ -143,16 +143,18 @@ def changes(decisions: Iterable[Decision]) -> dict[tuple[str, str, str, str], li
     return found
 
 
+MEASURES: tuple[tuple[str, str, Callable[[int], str]], ...] = (  # name, field of a cost, unit
+    ("parameters", "parameters", count),
+    ("MACs", "macs", count),
+    ("FLOPs", "flops", count),
+    ("element-wise ops", "elementwise", count),
+    ("activation memory", "activation_bytes", size),
+)
+
+
 def total_rows(first: Cost, last: Cost) -> list[TotalRow]:
     """What changed from one to the other, which may be less."""
-    table = (
-        ("parameters", "parameters", count),
-        ("MACs", "macs", count),
-        ("FLOPs", "flops", count),
-        ("element-wise ops", "elementwise", count),
-        ("activation memory", "activation_bytes", size),
-    )
-    return [total_row(name, getattr(first, field), getattr(last, field), unit) for name, field, unit in table]
+    return [total_row(name, getattr(first, field), getattr(last, field), unit) for name, field, unit in MEASURES]
 
 
 def total_row(name: str, before: int, after: int, unit: Callable[[int], str], about: str = "") -> TotalRow:
