@@ -16,7 +16,7 @@ from torch import nn
 
 from se_inject.blocks.block import Block
 from se_inject.blocks.table import BLOCKS, REGISTERED
-from se_inject.errors import LoadError, RulesError
+from se_inject.errors import LoadError, RulesError, one_line
 from se_inject.importing import find
 from se_inject.types import BlockSpec, Reason, Site
 
@@ -80,8 +80,7 @@ def _tried(cls: Any, arguments: str, shape: tuple[int, ...]) -> tuple[str, float
         try:
             y = cls(**json.loads(arguments)).eval()(given)
         except Exception as error:  # foreign code may raise anything
-            line = next(iter(str(error).splitlines()), "")[:160]
-            return f"{what} fails on shape {list(shape)} with {type(error).__name__}: {line}", 0.0
+            return f"{what} fails on shape {list(shape)} with {one_line(error)}", 0.0
     if not isinstance(y, torch.Tensor) or y.shape != x.shape or y.dtype != x.dtype:
         found = f"{y.dtype} {list(y.shape)}" if isinstance(y, torch.Tensor) else type(y).__name__
         return f"{what} returns {found} for {x.dtype} {list(shape)}; a block keeps shape and type", 0.0

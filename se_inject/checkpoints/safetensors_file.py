@@ -8,7 +8,7 @@ import os
 import torch
 from safetensors import SafetensorError, safe_open
 
-from se_inject.errors import LoadError
+from se_inject.errors import LoadError, first_line
 from se_inject.json_strict import unique
 
 HEADER_LIMIT = 8 << 20  # bytes, of 80,000 tensors; the format allows 100 MB, which cost a reader several times that
@@ -27,8 +27,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
             json.loads(header.decode(), object_pairs_hook=lambda pairs: bool(unique(pairs)))
             return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise _damaged(path, ascii(text)[1:-1]) from error
+        raise _damaged(path, ascii(first_line(error))[1:-1]) from error
 
 
 def _damaged(path: str | os.PathLike[str], why: str) -> LoadError:

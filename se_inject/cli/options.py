@@ -22,26 +22,22 @@ from se_inject.models.request import WeightsRequest, flag, parse_model_args
 from se_inject.types import InputKind
 
 
-def ratio(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    if value is not None and not (math.isfinite(value) and value >= 1 / 8):
-        raise click.BadParameter(f"{value:g} is not a number from 0.125 on; 16 makes 256 channels 16.")
+def ratio(value: float) -> float:
+    if not (math.isfinite(value) and value >= 1 / 8):
+        raise ValueError(f"{value:g} is not a number from 0.125 on; 16 makes 256 channels 16")
     return value
 
 
-def digest(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    try:
-        return parse_sha256(value) if value is not None else None
-    except ValueError as error:
-        raise click.BadParameter(f"{error}.") from error
-
-
 def parsed(read: Callable[[Any], Any]) -> Callable[..., Any]:
-    """A callback that reads the text of an option."""
-    return lambda ctx, param, value: None if value is None else read(value)
+    """A callback that reads the value of an option; ``read`` raises a refusal, or ``ValueError``."""
 
+    def callback(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+        try:
+            return None if value is None else read(value)
+        except ValueError as error:
+            raise click.BadParameter(f"{error}.") from error
 
-def block_args(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, Any]:
-    return parse_model_args(value, "--block-arg", "gate=hardsigmoid")
+    return callback
 
 
 def register(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
@@ -95,9 +91,9 @@ TYPES: dict[Any, dict[str, Any]] = {
 }
 PARTICULAR: dict[str, dict[str, Any]] = {
     "input_size": {"callback": parsed(request.sides)},
-    "block_args": {"callback": block_args},
-    "ratio": {"callback": ratio},
-    "sha256": {"callback": digest},
+    "block_args": {"callback": parsed(lambda pairs: parse_model_args(pairs, "--block-arg", "gate=hardsigmoid"))},
+    "ratio": {"callback": parsed(ratio)},
+    "sha256": {"callback": parsed(parse_sha256)},
     "stages": {"callback": parsed(lambda text: request.numbers(text, "--stages", "3,4"))},
     "budget": {"callback": parsed(request.shares)},
     **{name: {"shell_complete": complete} for name in ("rules", "placement", "block", "init")},

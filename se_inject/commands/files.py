@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from se_inject.errors import WriteError
+from se_inject.output.disk import writing
 from se_inject.output.names import PLAN
 from se_inject.types import Reason
 
@@ -38,10 +39,9 @@ def write_file(output: Path, content: str | bytes) -> None:
     """All or nothing, as a folder is written."""
     new = output.with_name(f".{output.name}.{os.getpid()}.new")
     try:
-        new.write_bytes(content.encode() if isinstance(content, str) else content)  # the same bytes under every locale
-        new.replace(output)
-    except OSError as error:
-        raise WriteError(f"cannot write {output}: {error.strerror}.") from error
+        with writing(output):
+            new.write_bytes(content.encode() if isinstance(content, str) else content)  # the same under every locale
+            new.replace(output)
     finally:
         new.unlink(missing_ok=True)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from se_inject.errors import LoadError, WriteError
 from se_inject.hashing import sha256
-from se_inject.output.disk import locked, sync
+from se_inject.output.disk import locked, sync, writing
 from se_inject.output.sums import SIGNATURE, SUMS, is_ours, proven, read_sums, recorded, sums_text
 
 WAITING = ".se-inject-add-"
@@ -32,16 +32,13 @@ def add_files(
     >>> add_files(Path("out"), {"bench.json": b"{}"})
     ()
     """
-    try:
-        with locked(folder):
+    with writing(folder), locked(folder):
+        complete(folder)
+        check_files(folder, files, force=force, discard_changes=discard_changes)
+        try:
+            return _add(folder, files)
+        finally:
             complete(folder)
-            check_files(folder, files, force=force, discard_changes=discard_changes)
-            try:
-                return _add(folder, files)
-            finally:
-                complete(folder)
-    except OSError as error:
-        raise WriteError(f"cannot write into {folder}: {error.strerror or error}.") from error
 
 
 def check_files(

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from se_inject.errors import WriteError
 from se_inject.hashing import sha256
 from se_inject.output.adding import NOT_OURS, complete
-from se_inject.output.disk import locked, sync
+from se_inject.output.disk import locked, opened, sync, writing
 from se_inject.output.sums import SIGNATURE, SUMS, sums_text, users_work
 from se_inject.output.tensors import read_tensors, tensors_writer
 
@@ -58,22 +58,21 @@ def write(
     made: list[Path] = []
     done = False
     try:
-        for folder in _missing(out.parent):
-            made.append(folder)
-            folder.mkdir(exist_ok=True)
-        with _workspace(out) as (new, old):
-            sums = _build(new, files)
-            with locked(out.parent):
-                _refuse(out, force, discard_changes, inputs)  # again: it may have appeared meanwhile
-                if os.path.lexists(out):
-                    os.rename(out, old)
-                os.rename(new, out)
-                done = True
-                _delete(old)
-            sync(out.parent)
-        return sums
-    except OSError as error:
-        raise WriteError(f"cannot write {out}: {error.strerror or error}.") from error
+        with writing(out):
+            for folder in _missing(out.parent):
+                made.append(folder)
+                folder.mkdir(exist_ok=True)
+            with _workspace(out) as (new, old):
+                sums = _build(new, files)
+                with locked(out.parent):
+                    _refuse(out, force, discard_changes, inputs)  # again: it may have appeared meanwhile
+                    if os.path.lexists(out):
+                        os.rename(out, old)
+                    os.rename(new, out)
+                    done = True
+                    _delete(old)
+                sync(out.parent)
+            return sums
     finally:
         if not done:
             for folder in reversed(made):
@@ -87,7 +86,7 @@ def check_output(out: Path, *, force: bool = False, discard_changes: bool = Fals
     Raises ``WriteError``.
     """
     out = _absolute(out)
-    try:
+    with writing(out):
         if out.parent.is_dir():
             with locked(out.parent):
                 _recover(out.parent, [out.name])
@@ -98,8 +97,6 @@ def check_output(out: Path, *, force: bool = False, discard_changes: bool = Fals
         folder = next(parent for parent in out.parents if os.path.lexists(parent))
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
             raise WriteError(f"cannot write {out}: {folder} is not writable.")
-    except OSError as error:
-        raise WriteError(f"cannot write {out}: {error.strerror or error}.") from error
 
 
 def _refuse(out: Path, force: bool, discard_changes: bool, inputs: Sequence[Path]) -> None:
@@ -195,12 +192,9 @@ def recover(folder: Path, names: Iterable[str]) -> None:
     Raises ``WriteError``.
     """
     folder = _real(folder)
-    try:
-        with locked(folder):
-            _recover(folder, names)
-            complete(folder)
-    except OSError as error:
-        raise WriteError(f"cannot write {folder}: {error.strerror or error}.") from error
+    with writing(folder), locked(folder):
+        _recover(folder, names)
+        complete(folder)
 
 
 def _recover(folder: Path, names: Iterable[str]) -> None:
@@ -225,16 +219,12 @@ def _restore(old: Path, out: Path) -> None:
 
 def _abandoned(folder: Path) -> bool:
     """Whether the run that made it is gone: its lock went with it."""
-    handle = -1
     try:
-        handle = os.open(folder, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with opened(folder) as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except OSError:
         return False
-    finally:
-        if handle >= 0:
-            os.close(handle)
 
 
 def _delete(path: Path) -> None:

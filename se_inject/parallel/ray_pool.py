@@ -62,9 +62,7 @@ def run(
                     text = f"cannot start on its node: {one_line(error.cause or error)}"
                     yield task, Failure(Reason("error", text))
                 except RayError as error:
-                    line = next(iter(str(error).strip().splitlines()), "")
-                    text = f"lost, {RETRIES + 1} times: {type(error).__name__}: {line}"
-                    yield task, Failure(Reason("killed", text))
+                    yield task, Failure(Reason("killed", f"lost, {RETRIES + 1} times: {one_line(error)}"))
     finally:
         for left in running:
             ray.cancel(left, force=True)

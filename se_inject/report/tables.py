@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,23 +143,25 @@ def changes(decisions: Iterable[Decision]) -> dict[tuple[str, str, str, str], li
     return found
 
 
+MEASURES: tuple[tuple[str, str, Callable[[int], str]], ...] = (  # name, field of a cost, unit
+    ("parameters", "parameters", count),
+    ("MACs", "macs", count),
+    ("FLOPs", "flops", count),
+    ("element-wise ops", "elementwise", count),
+    ("activation memory", "activation_bytes", size),
+)
+
+
 def total_rows(first: Cost, last: Cost) -> list[TotalRow]:
     """What changed from one to the other, which may be less."""
-    table = (
-        ("parameters", "parameters", count),
-        ("MACs", "macs", count),
-        ("FLOPs", "flops", count),
-        ("element-wise ops", "elementwise", count),
-        ("activation memory", "activation_bytes", size),
-    )
-    rows = []
-    for name, field, unit in table:
-        before, after = getattr(first, field), getattr(last, field)
-        added = unit(after - before)
-        rows.append(
-            TotalRow(name, unit(before), unit(after), added if after < before else f"+{added}", percent(before, after))
-        )
-    return rows
+    return [total_row(name, getattr(first, field), getattr(last, field), unit) for name, field, unit in MEASURES]
+
+
+def total_row(name: str, before: int, after: int, unit: Callable[[int], str], about: str = "") -> TotalRow:
+    """``about`` stands before a figure that is not exact."""
+    added = unit(after - before)
+    signed = added if after < before else f"+{added}"
+    return TotalRow(name, f"{about}{unit(before)}", unit(after), signed, percent(before, after))
 
 
 NO_BLOCKS = "no inserted blocks"

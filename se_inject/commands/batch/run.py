@@ -18,9 +18,10 @@ from se_inject.commands.batch.memory import UNKNOWN, architecture, footprint, ne
 from se_inject.commands.batch.summary import SUMMARIES, Row
 from se_inject.commands.files import check_file
 from se_inject.commands.model import Screen
-from se_inject.errors import SEInjectError, WriteError
+from se_inject.errors import SEInjectError
 from se_inject.output.adding import add_files, check_files
 from se_inject.output.atomic import recover
+from se_inject.output.disk import writing
 from se_inject.output.names import REPORT
 from se_inject.parallel import machine, pool
 from se_inject.parallel.pool import Failure, gigabytes
@@ -100,10 +101,8 @@ def _memory_missed(peak: int, planned: int) -> list[str]:
 
 def _prepare(output: Path, entries: Iterable[Entry], manifest: Path, discard_changes: bool) -> None:
     """The folder, without what killed runs left in it; its sums say which summary gives way to the next."""
-    try:
+    with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteError(f"cannot write {output}: {error.strerror}.") from error
     recover(output, [entry.name for entry in entries])
     for file in SUMMARIES:
         check_file(output / file, True, [manifest])

@@ -15,7 +15,7 @@ from se_inject.checks.keys import absorbed, planned_keys
 from se_inject.checks.reference import digest, digests
 from se_inject.checks.trained import moved_base
 from se_inject.errors import LoadError, WriteError
-from se_inject.output.atomic import write as write_folder
+from se_inject.output import atomic
 from se_inject.output.formats.subject import Content, Format, Subject
 from se_inject.output.plan_file import PLAN, read_plan
 from se_inject.output.tensors import read_tensors, tensors_writer
@@ -23,7 +23,6 @@ from se_inject.surgery import splice
 from se_inject.types import Check, Plan, dump
 
 NAME = "adapter.safetensors"
-CHECK = "adapter.safetensors"
 
 
 def write(subject: Subject) -> Mapping[str, Content]:
@@ -36,14 +35,14 @@ def check(folder: Path, subject: Subject) -> Check:
     found = read_tensors(folder / NAME)
     if odd := sorted(planned_keys(subject.plan) ^ set(found)):
         detail = f"{len(odd)} tensors more or less than planned, the first is {ascii(odd[0])[1:-1]}"
-        return Check(CHECK, False, detail, "keys")
+        return Check(NAME, False, detail, "keys")
     if subject.model is None:
-        return Check(CHECK, True, f"{len(found)} tensors, exactly those that the plan adds; their base is not here")
+        return Check(NAME, True, f"{len(found)} tensors, exactly those that the plan adds; their base is not here")
     wrong = [name for name, tensor in found.items() if digest(tensor) != subject.hashes.get(name)]
     if wrong:
         detail = f"{len(wrong)} tensors are not the model's, the first is {ascii(wrong[0])[1:-1]}"
-        return Check(CHECK, False, detail, "differs")
-    return Check(CHECK, True, f"{len(found)} tensors identical to the model's, exactly those that the plan adds")
+        return Check(NAME, False, detail, "differs")
+    return Check(NAME, True, f"{len(found)} tensors identical to the model's, exactly those that the plan adds")
 
 
 def _new(model: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:
@@ -70,7 +69,7 @@ def save(
     state = model.state_dict()
     tensors |= {name: state[name] for name in moved}
     files: dict[str, Content] = {NAME: tensors_writer(tensors), PLAN: dump(plan).encode()}
-    write_folder(out, files, force=force, discard_changes=discard_changes)
+    atomic.write(out, files, force=force, discard_changes=discard_changes)
 
 
 def load(model: nn.Module, folder: Path, *, inplace: bool = False, strict: bool = True) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from se_inject.errors import WriteError, first_line
 from se_inject.inputs import Inputs
 from se_inject.output.formats.child import REFUSED, run_in_child
 from se_inject.output.formats.exporting import batched, cases, close, in_words, label, levels, tensors
-from se_inject.output.formats.subject import Content, Format, Subject
+from se_inject.output.formats.subject import Content, Format, Subject, unlogged
 from se_inject.types import Check
 
 NAME = "model.onnx"
@@ -190,15 +189,9 @@ def _needed() -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter's warnings and log lines are for its own developers."""
-    logger = logging.getLogger("onnxscript")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with unlogged("onnxscript"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 FORMAT = Format("one file for ONNX Runtime", (NAME,), write, check, inspect)

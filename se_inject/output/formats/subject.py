@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -61,3 +63,15 @@ class Format:
     write: Callable[[Subject], Mapping[str, Content]]  # path in the folder -> its content; may refuse
     check: Callable[[Path, Subject], Check]  # compares what was just written in a folder with the model
     inspect: Callable[[Path, Subject], Check] | None = None  # the same for a folder that is not trusted, if it differs
+
+
+@contextmanager
+def unlogged(library: str) -> Iterator[None]:
+    """Its log lines are for its own developers; errors are still told."""
+    logger = logging.getLogger(library)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

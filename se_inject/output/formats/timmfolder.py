@@ -8,9 +8,7 @@ doubled, and the first layer of f halved, a plain gate gives the same values exa
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from se_inject.checks.outputs import against_outputs, same
 from se_inject.errors import WriteError, first_line
 from se_inject.inputs import Inputs
 from se_inject.output.formats.child import run_in_child
-from se_inject.output.formats.subject import Content, Format, Subject
+from se_inject.output.formats.subject import Content, Format, Subject, unlogged
 from se_inject.output.weights import WHOLE, weights_files
 from se_inject.random_state import forked_rng
 from se_inject.trace.skeleton import share, skeleton
@@ -93,7 +91,7 @@ def check(folder: Path, subject: Subject) -> Check:
     """What timm makes of the folder that was just written, against the model."""
     import timm
 
-    with _quiet():
+    with unlogged("timm"):
         try:
             loaded = timm.create_model(f"local-dir:{folder / FOLDER}", pretrained=True)
         except Exception as error:  # of timm, whatever a file makes it meet
@@ -173,7 +171,7 @@ def _build(name: str, arguments: dict[str, Any]) -> nn.Module:
     import timm
 
     try:
-        with _quiet(), torch.random.fork_rng(devices=[]):
+        with unlogged("timm"), torch.random.fork_rng(devices=[]):
             return timm.create_model(name, **arguments)
     except Exception as error:  # a constructor raises whatever it meets
         raise _refusal(f"timm does not build {name} with {arguments}: {first_line(error)}") from error
@@ -241,18 +239,6 @@ def _require_same(subject: Subject, theirs: nn.Module, names: Mapping[str, str])
     want, got = reference.run_forward(ours, probe, False, seed), reference.run_forward(theirs, probe, False, seed)
     if want.failure or got.failure or not all(map(same, want.outputs, got.outputs)):
         raise _refusal(f"timm's model computes something else ({got.failure or 'other outputs with open gates'})")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """timm's log lines are for its own developers."""
-    logger = logging.getLogger("timm")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 FORMAT = Format("a folder for timm.create_model", (CONFIG,), write, check, inspect)

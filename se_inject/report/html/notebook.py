@@ -38,13 +38,7 @@ def plan(shown: Plan) -> str:
 
 
 def cost(shown: Cost) -> str:
-    rows = (
-        ("parameters", tables.count(shown.parameters)),
-        ("MACs", tables.count(shown.macs)),
-        ("FLOPs", tables.count(shown.flops)),
-        ("element-wise ops", tables.count(shown.elementwise)),
-        ("activation memory", tables.size(shown.activation_bytes)),
-    )
+    rows = [(name, unit(getattr(shown, field))) for name, field, unit in tables.MEASURES]
     return str(_table(("", "one forward"), rows))
 
 

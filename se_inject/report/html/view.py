@@ -26,12 +26,7 @@ CARRIED = {
     "wrap_input": "The module that takes the value gates it first, in a generated subclass.",
     "graph": "A node is spliced into the GraphModule, which has no source of its own.",
 }
-MEASURES: tuple[tuple[str, str, Callable[[int], str]], ...] = (
-    ("parameters", "parameters", tables.count),
-    ("MACs", "macs", tables.count),
-    ("element-wise ops", "elementwise", tables.count),
-    ("activation memory", "activation_bytes", tables.size),
-)
+MEASURES = [measure for measure in tables.MEASURES if measure[0] != "FLOPs"]  # which are twice the MACs
 
 
 @dataclass(frozen=True)
@@ -127,21 +122,13 @@ def _checkpoint(report: Report) -> tables.TotalRow | None:
     after = next((a.bytes for a in report.artifacts if a.path == WEIGHTS), None)
     given = report.source.get("bytes")
     if after is not None and isinstance(given, int) and given > 0:
-        sign = "+" if after >= given else ""
-        return tables.TotalRow(
-            "checkpoint", tables.size(given), tables.size(after), f"{sign}{tables.size(after - given)}",
-            tables.percent(given, after),
-        )  # fmt: skip
+        return tables.total_row("checkpoint", given, after, tables.size)
     dtype = next((argument.dtype for argument in report.plan.inputs.arguments if argument.dtype), "")
     width = WIDTHS.get(dtype, 0)
     if after is None or not width:
         return None
     added = _added(report, "parameters") * width
-    sign = "+" if added >= 0 else ""
-    return tables.TotalRow(
-        "checkpoint", f"≈ {tables.size(after - added)}", tables.size(after), f"{sign}{tables.size(added)}",
-        tables.percent(after - added, after),
-    )  # fmt: skip
+    return tables.total_row("checkpoint", after - added, after, tables.size, "≈ ")
 
 
 def _stages(plan: Plan) -> list[Stage]:
