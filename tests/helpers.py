@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from torch import nn
 
+from se_inject.cli import main
 from se_inject.errors import RulesError
 from se_inject.hashing import sha256
 from se_inject.models import loading
@@ -42,6 +44,17 @@ def calls(work: Callable[[], object]) -> int:
         sys.setprofile(None)
         gc.enable()
     return count
+
+
+def run(*args: str) -> Result:
+    """``se-inject`` with these arguments, in this process."""
+    return CliRunner().invoke(main, args)
+
+
+def ok(*args: str) -> Result:
+    result = run(*args)
+    assert result.exit_code == 0, result.stderr or result.exception
+    return result
 
 
 def code(reason: Reason | None) -> str | None:

@@ -12,18 +12,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from click.testing import CliRunner
 from timm.layers import cbam, eca, global_context, squeeze_excite
 from torch import nn
 
 import se_inject
 from se_inject.blocks import BLOCKS, Block, find_block
 from se_inject.blocks.custom import REGISTERED
-from se_inject.cli import main
 from se_inject.errors import PlanMismatchError, RulesError
 from se_inject.output.folder import read_plan
 from se_inject.types import INITS, BlockSpec, Site, dump
-from tests.helpers import refused
+from tests.helpers import refused, run
 
 C = 32
 SHAPES = {
@@ -705,10 +703,6 @@ def test_custom_block_from_the_command_line(tmp_path: Path) -> None:
     again = run("convert", f"{__name__}:make_net", "--random-init", "--input-size", "3,12,8", "--plan",
                 f"{out}/plan.json", "--block", NAME, "-o", f"{out}2")  # fmt: skip
     assert again.exit_code == 0, again.output
-
-
-def run(*args: str) -> Any:
-    return CliRunner().invoke(main, list(args))
 
 
 @pytest.mark.parametrize(("far", "learning"), [(0.0, 11), (9.0, 1)])

@@ -21,7 +21,6 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 import se_inject
@@ -35,7 +34,7 @@ from se_inject.output import atomic as write_module
 from se_inject.output.formats import whole
 from se_inject.reasons import REASONS
 from se_inject.surgery import splice
-from tests.helpers import ROOT, reseal
+from tests.helpers import ROOT, ok, reseal, run
 from tests.processes import Started
 
 NETS = """
@@ -177,16 +176,6 @@ def here(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(stock)
     return tmp_path
-
-
-def run(*args: str) -> Result:
-    return CliRunner().invoke(main, args)
-
-
-def ok(*args: str) -> Result:
-    result = run(*args)
-    assert result.exit_code == 0, result.stderr or result.exception
-    return result
 
 
 def process(*args: str, program: tuple[str, ...] = ("-m", "se_inject"), **env: str) -> subprocess.CompletedProcess[str]:

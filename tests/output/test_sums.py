@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 import se_inject
-from se_inject.cli import main
 from se_inject.errors import LoadError, WriteError
 from se_inject.output.adding import WAITING, add_files
 from se_inject.output.atomic import check_output, write
 from se_inject.output.sums import HEADER, SIGNATURE, SUMS, compare, files_check, read_sums, sums_text, users_work
+from tests.helpers import run
 from tests.output.test_atomic import in_child
 from tests.tiny import inject, net
 
@@ -122,9 +121,9 @@ def test_work_of_the_user_is_kept_and_named(out: Path, what: str) -> None:
     change, name = CHANGES[what]
     change(out)
     before = sorted(str(p) for p in out.rglob("*"))
-    for run in (lambda: write(out, FILES, force=True), lambda: check_output(out, force=True)):
+    for act in (lambda: write(out, FILES, force=True), lambda: check_output(out, force=True)):
         with pytest.raises(WriteError, match=rf"{re.escape(name)}.*, which is not ours.*--discard-changes"):
-            run()
+            act()
     assert sorted(str(p) for p in out.rglob("*")) == before
     write(out, FILES, discard_changes=True)
     assert users_work(out) == () and set(tree(out)) == {*FILES, SUMS}
@@ -159,7 +158,7 @@ def test_discarding_stops_at_files_and_links(tmp_path: Path) -> None:
 
 # -- every way to write one -------------------------------------------------------------------------------------------
 def command(*args: str, code: int = 0) -> str:
-    result = CliRunner().invoke(main, args)
+    result = run(*args)
     assert result.exit_code == code, result.output
     assert code == 0 or result.stderr.count("\n") == 1
     return result.stderr
