@@ -107,6 +107,7 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a folder for a file": (lambda out: ((out / "plan.json").unlink(), (out / "plan.json").mkdir()), "plan.json"),
     "a file in our folder": (lambda out: (out / "timm/notes.txt").touch(), "timm/notes.txt"),
     "an empty folder": (lambda out: (out / "empty").mkdir(), "empty"),
+    "a file": (lambda out: (out / "thesis.tex").write_text("three years of work"), "thesis.tex"),
     "a hidden file": (lambda out: (out / ".git").mkdir(), ".git"),
     "a link to something else": (lambda out: link(out / "model.safetensors"), "model.safetensors"),
     "a pipe": (lambda out: ((out / "plan.json").unlink(), os.mkfifo(out / "plan.json")), "plan.json"),
@@ -135,6 +136,7 @@ def test_what_is_wholly_ours_is_replaced(out: Path) -> None:
     (out / "__pycache__/modeling.cpython-311.pyc").touch()
     (out / "plan.json").unlink()
     write(out, {"plan.json": b"new"}, force=True)
+    assert os.listdir(out.parent) == ["out"]
     assert tree(out) == {"plan.json": b"new", SUMS: sums_text({"plan.json": hashlib.sha256(b"new").hexdigest()})}
 
 
