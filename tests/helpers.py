@@ -22,7 +22,7 @@ from se_inject.models import loading
 from se_inject.models.loading import Loaded
 from se_inject.models.request import WeightsRequest
 from se_inject.output.sums import SUMS, sums_text
-from se_inject.types import Reason
+from se_inject.types import Carrier, Reason, Site
 from tests.rewording import REWORDED
 
 ROOT = Path(__file__).parents[1]  # of the checkout
@@ -73,6 +73,16 @@ def refused(code: str, text: str = "") -> Iterator[None]:
         yield
     assert caught.value.code == code
     assert REWORDED or re.search(text, str(caught.value)), caught.value
+
+
+def site_at(path: str, placement: str = "standard", **fields: Any) -> Site:
+    """A site of ``path``, carried by itself."""
+    values: dict[str, Any] = {
+        "id": f"{path}:{placement}", "placement": placement, "owner": path, "cls": "Block", "channels": 64, "axis": 1,
+        "shape": (2, 64, 8, 8), "stage": 1, "order": 1, "block_channels": 64, "block": f"{path}:standard", "calls": 1,
+        "carrier": Carrier("source", path, "se"),
+    }  # fmt: skip
+    return Site(**{**values, **fields})
 
 
 def reseal(folder: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from se_inject.blocks.custom import REGISTERED
 from se_inject.errors import PlanMismatchError, RulesError
 from se_inject.output.folder import read_plan
 from se_inject.types import INITS, BlockSpec, Site, dump
-from tests.helpers import refused, run
+from tests.helpers import refused, run, site_at
 
 C = 32
 SHAPES = {
@@ -53,22 +52,8 @@ HALF_STN = {torch.float16: 0.02, torch.bfloat16: 0.15}
 
 
 def site(layout: str = "NCHW", **changes: Any) -> Site:
-    shape = SHAPES[layout]
-    plain = Site(
-        id="block:standard",
-        placement="standard",
-        owner="block",
-        cls="Block",
-        channels=C,
-        axis=layout.index("C"),
-        shape=shape,
-        stage=1,
-        order=0,
-        block_channels=16,
-        block="block:standard",
-        calls=1,
-    )
-    return replace(plain, **changes)
+    plain = {"channels": C, "axis": layout.index("C"), "shape": SHAPES[layout], "block_channels": 16, "carrier": None}
+    return site_at("block", **{**plain, **changes})
 
 
 def build(name: str, layout: str = "NCHW", init: str = "identity", **options: Any) -> nn.Module:
