@@ -12,15 +12,17 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from torch import nn
 
+from se_inject.cli import main
 from se_inject.errors import RulesError
 from se_inject.hashing import sha256
 from se_inject.models import loading
 from se_inject.models.loading import Loaded
 from se_inject.models.request import WeightsRequest
 from se_inject.output.sums import SUMS, sums_text
-from se_inject.types import Reason
+from se_inject.types import Carrier, Reason, Site
 from tests.rewording import REWORDED
 
 ROOT = Path(__file__).parents[1]  # of the checkout
@@ -44,6 +46,17 @@ def calls(work: Callable[[], object]) -> int:
     return count
 
 
+def run(*args: str) -> Result:
+    """``se-inject`` with these arguments, in this process."""
+    return CliRunner().invoke(main, args)
+
+
+def ok(*args: str) -> Result:
+    result = run(*args)
+    assert result.exit_code == 0, result.stderr or result.exception
+    return result
+
+
 def code(reason: Reason | None) -> str | None:
     return reason.code if reason is not None else None
 
@@ -60,6 +73,16 @@ def refused(code: str, text: str = "") -> Iterator[None]:
         yield
     assert caught.value.code == code
     assert REWORDED or re.search(text, str(caught.value)), caught.value
+
+
+def site_at(path: str, placement: str = "standard", **fields: Any) -> Site:
+    """A site of ``path``, carried by itself."""
+    values: dict[str, Any] = {
+        "id": f"{path}:{placement}", "placement": placement, "owner": path, "cls": "Block", "channels": 64, "axis": 1,
+        "shape": (2, 64, 8, 8), "stage": 1, "order": 1, "block_channels": 64, "block": f"{path}:standard", "calls": 1,
+        "carrier": Carrier("source", path, "se"),
+    }  # fmt: skip
+    return Site(**{**values, **fields})
 
 
 def reseal(folder: Path) -> None:

@@ -665,45 +665,13 @@ class DynamicWeights(Net):
 NETS: dict[str, type[Net]] = {
     net.__name__: net
     for net in (
-        Basic,
-        Plain,
-        Projection,
-        PooledProjection,
-        PaddedShortcut,
-        PreActivation,
-        OneLayer,
-        ThreeOperands,
-        SumOfList,
-        ChainedBlocks,
-        TwoJoins,
-        Scaled,
-        Regularised,
-        PassedShortcut,
-        AdditiveUNet,
-        RepVGG,
-        TwoDeepBranches,
-        TwoPaths,
-        FPN,
-        HRNet,
-        Res2Net,
-        NotAJoin,
-        Bottleneck,
-        Grouped,
-        MBConv,
-        MBConvStrided,
-        MBConvUnexpanded,
-        SequentialMBConv,
-        FlatMBConv,
-        NormAct,
-        Blurred,
-        Functional,
-        StemThenBlock,
-        PoolBetween,
-        Shared,
-        SpatialAfterSpatial,
+        Basic, Plain, Projection, PooledProjection, PaddedShortcut, PreActivation, OneLayer, ThreeOperands, SumOfList,
+        ChainedBlocks, TwoJoins, Scaled, Regularised, PassedShortcut, AdditiveUNet, RepVGG, TwoDeepBranches, TwoPaths,
+        FPN, HRNet, Res2Net, NotAJoin, Bottleneck, Grouped, MBConv, MBConvStrided, MBConvUnexpanded, SequentialMBConv,
+        FlatMBConv, NormAct, Blurred, Functional, StemThenBlock, PoolBetween, Shared, SpatialAfterSpatial,
         DynamicWeights,
     )
-}
+}  # fmt: skip
 
 
 # -- networks of networks -------------------------------------------------------------------------------------------

@@ -51,6 +51,27 @@ class Dropped(Residual):
         return F.relu(x + y)
 
 
+class Private(Layers):
+    """A private name, which the class that wrote it alone can read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.__scale = 0.5
+
+    def forward(self, x):
+        return F.relu(x + self.bn2(self.conv2(self.first(x))) * self.__scale)
+
+
+def outside(self, x):
+    return F.relu(x + self.bn2(self.conv2(self.first(x))))
+
+
+class Borrowed(Layers):
+    """A function of the module as its forward."""
+
+    forward = outside
+
+
 class Net(nn.Module):
     """``n`` blocks of a kind between a stem and a head."""
 

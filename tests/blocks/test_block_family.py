@@ -5,25 +5,22 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from click.testing import CliRunner
 from timm.layers import cbam, eca, global_context, squeeze_excite
 from torch import nn
 
 import se_inject
 from se_inject.blocks import BLOCKS, Block, find_block
 from se_inject.blocks.custom import REGISTERED
-from se_inject.cli import main
 from se_inject.errors import PlanMismatchError, RulesError
 from se_inject.output.folder import read_plan
 from se_inject.types import INITS, BlockSpec, Site, dump
-from tests.helpers import refused
+from tests.helpers import refused, run, site_at
 
 C = 32
 SHAPES = {
@@ -55,22 +52,8 @@ HALF_STN = {torch.float16: 0.02, torch.bfloat16: 0.15}
 
 
 def site(layout: str = "NCHW", **changes: Any) -> Site:
-    shape = SHAPES[layout]
-    plain = Site(
-        id="block:standard",
-        placement="standard",
-        owner="block",
-        cls="Block",
-        channels=C,
-        axis=layout.index("C"),
-        shape=shape,
-        stage=1,
-        order=0,
-        block_channels=16,
-        block="block:standard",
-        calls=1,
-    )
-    return replace(plain, **changes)
+    plain = {"channels": C, "axis": layout.index("C"), "shape": SHAPES[layout], "block_channels": 16, "carrier": None}
+    return site_at("block", **{**plain, **changes})
 
 
 def build(name: str, layout: str = "NCHW", init: str = "identity", **options: Any) -> nn.Module:
@@ -705,10 +688,6 @@ def test_custom_block_from_the_command_line(tmp_path: Path) -> None:
     again = run("convert", f"{__name__}:make_net", "--random-init", "--input-size", "3,12,8", "--plan",
                 f"{out}/plan.json", "--block", NAME, "-o", f"{out}2")  # fmt: skip
     assert again.exit_code == 0, again.output
-
-
-def run(*args: str) -> Any:
-    return CliRunner().invoke(main, list(args))
 
 
 @pytest.mark.parametrize(("far", "learning"), [(0.0, 11), (9.0, 1)])

@@ -20,13 +20,12 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import save_file
 from torch import nn
 
 from se_inject.checkpoints.checkpoint import read_state_dict
-from se_inject.cli import main
 from se_inject.errors import LoadError
+from tests.helpers import run
 
 STATE = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([7])}
 
@@ -48,7 +47,7 @@ def refusal(path: Path, **kwargs: Any) -> str:
 def refused(path: Path, *options: str, spec: str = "timm:resnet18") -> str:
     """The one line with which ``se-inject convert`` refuses ``path``; nothing is written."""
     out = path.parent / "out"
-    result = CliRunner().invoke(main, ["convert", spec, "--checkpoint", str(path), "-o", str(out), *options])
+    result = run("convert", spec, "--checkpoint", str(path), "-o", str(out), *options)
     assert result.exit_code == 1 and result.stdout == "", (result.exit_code, result.output)
     assert isinstance(result.exception, SystemExit), result.exception  # a refusal, and not a traceback
     errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]

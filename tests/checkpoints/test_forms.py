@@ -14,14 +14,12 @@ from typing import Any
 import pytest
 import timm
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from se_inject.cli import main
 from se_inject.output.sums import read_sums
 from tests.checkpoints.files import refused, save_legacy, save_shards
-from tests.helpers import randomise
+from tests.helpers import randomise, run
 
 SPEC = "timm:test_resnet"
 NET = "test_resnet"
@@ -37,7 +35,7 @@ def net() -> nn.Module:
 def convert(path: Path, out: Path, *options: str) -> dict[str, Any]:
     """The report of ``se-inject convert`` with the weights at ``path``, and the sums of what it wrote."""
     given = ["--checkpoint", str(path), "--input-size", "3,32,32", "--no-verify", "-o", str(out), "--json"]
-    result = CliRunner().invoke(main, ["convert", SPEC, *given, *options])
+    result = run("convert", SPEC, *given, *options)
     assert result.exit_code == 0, result.output
     return {**json.loads(result.stdout), "sums": read_sums(out)}
 

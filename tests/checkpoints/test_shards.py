@@ -39,27 +39,12 @@ def lose(index: Path, key: str) -> None:
     index.write_text(json.dumps(data))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../x",
-        "/x",
-        "C:\\x",
-        "C:x",
-        "\\\\srv\\x",
-        "a/b",
-        "a\\b",
-        "..",
-        ".",
-        ".hidden",
-        "",
-        " x",
-        "x\0",
-        "x\n",
-        "~x",
-        "é",
-    ],
-)
+NAMES = [
+    "../x", "/x", "C:\\x", "C:x", "\\\\srv\\x", "a/b", "a\\b", "..", ".", ".hidden", "", " x", "x\0", "x\n", "~x", "é",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("suffix", ["", ".safetensors"])
 def test_s8_shards_lie_beside_their_index(tmp_path: Path, name: str, suffix: str) -> None:
     index = save_shards(STATE, tmp_path / "model")

@@ -9,17 +9,16 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import se_inject
 from se_inject.checks import reference, trained
 from se_inject.checks.reference import digest, digests
-from se_inject.cli import main
 from se_inject.errors import SpliceError
 from se_inject.output.formats import adapter
-from tests.helpers import randomise, reseal
+from tests.helpers import randomise, reseal, run
 
 SIZE, NAME, ARGUMENTS = (3, 64, 64), "resnet10t", {"num_classes": 3}
 
@@ -43,7 +42,7 @@ def train(model: nn.Module, *, blocks_only: bool = False) -> None:
 
 
 def verify(folder: Path) -> Result:
-    return CliRunner().invoke(main, ["verify", str(folder)])
+    return run("verify", str(folder))
 
 
 @pytest.mark.parametrize("init", ["identity", "absorb", "paper"])

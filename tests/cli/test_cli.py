@@ -21,11 +21,9 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 import se_inject
-from se_inject.checks import reference as baseline
 from se_inject.cli import main
 from se_inject.cli.listing import SCHEMAS, WHAT
 from se_inject.commands import verify as verify_command
@@ -35,7 +33,7 @@ from se_inject.output import atomic as write_module
 from se_inject.output.formats import whole
 from se_inject.reasons import REASONS
 from se_inject.surgery import splice
-from tests.helpers import ROOT, reseal
+from tests.helpers import ROOT, ok, reseal, run
 from tests.processes import Started
 
 NETS = """
@@ -177,16 +175,6 @@ def here(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(stock)
     return tmp_path
-
-
-def run(*args: str) -> Result:
-    return CliRunner().invoke(main, args)
-
-
-def ok(*args: str) -> Result:
-    result = run(*args)
-    assert result.exit_code == 0, result.stderr or result.exception
-    return result
 
 
 def process(*args: str, program: tuple[str, ...] = ("-m", "se_inject"), **env: str) -> subprocess.CompletedProcess[str]:
@@ -541,38 +529,22 @@ def test_interrupt_while_loading_leaves_nothing(here: Path, start: Callable[...,
     assert tree(here) == before and not Path("deep").exists()
 
 
-@pytest.mark.parametrize(
-    ("module", "name"),
-    [(baseline, "take"), (splice, "apply"), (injection, "run_checks"), (whole, "read_weights")],
-    ids=str,
-)
+STEPS = [(injection, "take"), (splice, "apply"), (injection, "run_checks"), (whole, "read_weights")]
+REMOVE = ["remove", "out", "--model", "cli_nets:make", "-o", "deep/er/o"]
+INTERRUPTED = {
+    **{f"convert {n}": (m, n, ["convert", *RANDOM, "-o", "deep/er/o"]) for m, n in STEPS},
+    **{f"convert over another {n}": (m, n, ["convert", *RANDOM, "-o", "out", "--force"]) for m, n in STEPS},
+    "remove": (splice, "remove", REMOVE),
+    "remove-write": (write_module, "_build", REMOVE),
+    "plan": (planning, "decide", ["plan", *TINY, "-o", "new.json"]),
+    "plan-write": (Path, "replace", ["plan", *TINY, "-o", "new.json"]),
+    "report": (Path, "replace", ["report", "out", "--json", "-o", "new.json"]),
+    "verify": (verify_command, "keys", ["verify", "out", "--model", "cli_nets:make"]),
+}
+
+
+@pytest.mark.parametrize(("module", "name", "args"), INTERRUPTED.values(), ids=INTERRUPTED)
 def test_interrupt_at_any_step_leaves_nothing(
-    here: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
-) -> None:
-    def interrupt(*args: Any, **kwargs: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = tree(here)
-    monkeypatch.setattr(module, name, interrupt)
-    for target in (["-o", "deep/er/o"], ["-o", "out", "--force"]):
-        result = run("convert", *RANDOM, *target)
-        assert (result.exit_code, result.stdout, result.stderr.strip()) == (1, "", "Aborted!")
-        assert tree(here) == before and not Path("deep").exists()
-
-
-@pytest.mark.parametrize(
-    ("module", "name", "args"),
-    [
-        (splice, "remove", ["remove", "out", "--model", "cli_nets:make", "-o", "deep/er/o"]),
-        (write_module, "_build", ["remove", "out", "--model", "cli_nets:make", "-o", "deep/er/o"]),
-        (planning, "decide", ["plan", *TINY, "-o", "new.json"]),
-        (Path, "replace", ["plan", *TINY, "-o", "new.json"]),
-        (Path, "replace", ["report", "out", "--json", "-o", "new.json"]),
-        (verify_command, "keys", ["verify", "out", "--model", "cli_nets:make"]),
-    ],
-    ids=["remove", "remove-write", "plan", "plan-write", "report", "verify"],
-)
-def test_interrupt_of_other_commands_leaves_nothing(
     here: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, args: list[str]
 ) -> None:
     def interrupt(*args: Any, **kwargs: Any) -> None:

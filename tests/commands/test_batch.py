@@ -23,10 +23,9 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import Result
 from safetensors.torch import load_file, save_file
 
-from se_inject.cli import main
 from se_inject.commands import files
 from se_inject.commands.batch import jobs, summary
 from se_inject.commands.batch.jobs import Options, job_of
@@ -39,7 +38,7 @@ from se_inject.output.sums import users_work
 from se_inject.parallel import pool
 from se_inject.rules.schema import Rules
 from se_inject.types import Reason
-from tests.helpers import ROOT, randomise, says
+from tests.helpers import ROOT, randomise, run, says
 from tests.processes import Started
 from tests.tiny import Net
 
@@ -55,10 +54,14 @@ def checkpoints(folder: Path, count: int) -> list[Path]:
     return files
 
 
+def batched(folder: Path, *options: str, out: str = "out") -> Result:
+    """``folder/m.yaml`` converted into ``folder/out``."""
+    return run("batch", str(folder / "m.yaml"), "-o", str(folder / out), "--factory", "tests.tiny", *options)
+
+
 def batch(folder: Path, *options: str, code: int = 0) -> dict[str, dict[str, Any]]:
     """Name -> row, of ``folder/m.yaml`` converted into ``folder/out``."""
-    arguments = ["batch", str(folder / "m.yaml"), "-o", str(folder / "out"), "--factory", "tests.tiny", "--json"]
-    result = CliRunner().invoke(main, [*arguments, *options])
+    result = batched(folder, "--json", *options)
     assert result.exit_code == code, result.stderr or result.exception
     found = json.loads(result.stdout)
     assert Counter(row["status"] for row in found["entries"]) == found["counts"]
@@ -93,7 +96,7 @@ def two(converted: Path, tmp_path: Path) -> Path:
 def test_outputs_are_those_of_convert(two: Path) -> None:
     out = two / "out" / "net001"
     command = ["convert", "tests.tiny:Net", "--input-size", "3,16,16", "--checkpoint", str(two / "net001.pth")]
-    assert CliRunner().invoke(main, [*command, "-o", str(two / "one")]).exit_code == 0
+    assert run(*command, "-o", str(two / "one")).exit_code == 0
     for name in ("model.safetensors", "modeling.py"):
         assert (out / name).read_bytes() == (two / "one" / name).read_bytes()
     ours, theirs = read_report(out), read_report(two / "one")
@@ -198,10 +201,9 @@ def test_globs_do_not_stand_for_outputs(two: Path) -> None:
 def test_a_summary_of_somebody_else_stays(two: Path, name: str) -> None:
     batch(two)
     (two / "out" / name).write_text("precious")
-    result = CliRunner().invoke(main, ["batch", str(two / "m.yaml"), "-o", str(two / "out"), "--factory", "tests.tiny"])
+    result = batched(two)
     assert result.exit_code == 1 and f"{name!r}, which is not ours" in result.stderr
-    command = ["batch", str(two / "m.yaml"), "-o", str(two / "out"), "--factory", "tests.tiny", "--force"]
-    assert CliRunner().invoke(main, command).exit_code == 1
+    assert batched(two, "--force").exit_code == 1
     assert (two / "out" / name).read_text() == "precious"
     batch(two, "--discard-changes")
     assert users_work(two / "out") == ("net000", "net001")  # which have sums of their own
@@ -210,8 +212,7 @@ def test_a_summary_of_somebody_else_stays(two: Path, name: str) -> None:
 
 def test_quiet_is_not_silent_about_failures(two: Path) -> None:
     (two / "net000.pth").write_bytes(b"no checkpoint")
-    command = ["batch", str(two / "m.yaml"), "-o", str(two / "out"), "--factory", "tests.tiny", "--quiet"]
-    result = CliRunner().invoke(main, command)
+    result = batched(two, "--quiet")
     assert result.exit_code == 1 and not result.stdout
     assert result.stderr.startswith("net000 (line 1): ") and len(result.stderr.splitlines()) == 1
 
@@ -229,8 +230,7 @@ def test_a_shard_that_is_missing_is_named(two: Path) -> None:
 def test_more_memory_than_planned_is_said(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints(two, 3)
     monkeypatch.setattr("se_inject.commands.batch.run.need", lambda job, found: 1)
-    command = ["batch", str(two / "m.yaml"), "-o", str(two / "out"), "--factory", "tests.tiny"]
-    result = CliRunner().invoke(main, command)
+    result = batched(two)
     assert result.exit_code == 0 and re.search(
         r"net002: took [\d.]+ GB of memory, planned were 0\.00 GB", result.stderr
     )
@@ -305,7 +305,7 @@ def test_a_file_in_the_way_and_the_manifest_itself_stay(two: Path) -> None:
     assert told(batch(two, "--force", code=1)["net000"], "write", "is a file")
     manifest = two / "out" / "summary.csv"
     manifest.write_text("model,random_init\ntimm:resnet18,true\n")
-    result = CliRunner().invoke(main, ["batch", str(manifest), "-o", str(two / "out")])
+    result = run("batch", str(manifest), "-o", str(two / "out"))
     assert result.exit_code == 1 and "is an input of this run" in result.stderr
     assert manifest.read_text().startswith("model,random_init")
 
@@ -315,10 +315,7 @@ def test_code_in_a_checkpoint_runs_by_the_flag_alone(tmp_path: Path) -> None:
     torch.save({"state_dict": state, "epoch": Harmless()}, tmp_path / "a.pth")
     (tmp_path / "m.yaml").write_text(f"- {{{MODEL}, checkpoint: a.pth}}")
     assert told(batch(tmp_path, code=1)["a"], "load", "Harmless")
-    result = CliRunner().invoke(
-        main,
-        ["batch", str(tmp_path / "m.yaml"), "-o", str(tmp_path / "out"), "--factory", "tests.tiny", "--allow-pickle"],
-    )
+    result = batched(tmp_path, "--allow-pickle")
     assert result.exit_code == 0 and "a: --allow-pickle: a.pth runs" in result.stderr
 
 
@@ -334,7 +331,7 @@ def test_options_are_checked(tmp_path: Path) -> None:
         (["--ray", "auto", "--jobs", "2"], 2, "with --ray the cluster decides"),
         (["--jobs", "0"], 2, "0 is not in the range"),
     ):
-        result = CliRunner().invoke(main, [*command, *options])
+        result = run(*command, *options)
         assert result.exit_code == code and said in result.stderr
     assert not (tmp_path / "out").exists()
 
@@ -361,9 +358,7 @@ def test_a_checkpoint_must_have_the_hash_that_the_manifest_says(two: Path) -> No
         (f'- {{{MODEL}, random_init: true, sha256: "{right}"}}', "sha256 is of one checkpoint, and there are 0"),
     ):
         (two / "m.yaml").write_text(text)
-        result = CliRunner().invoke(
-            main, ["batch", str(two / "m.yaml"), "-o", str(two / "o"), "--factory", "tests.tiny"]
-        )
+        result = batched(two, out="o")
         assert result.exit_code == 1 and said in result.stderr and not (two / "o").exists()
 
 
@@ -575,9 +570,7 @@ def test_a_lost_node_of_a_ray_cluster_costs_nothing(cluster: Any, tmp_path: Path
 
 def test_without_ray_the_line_that_installs_it(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    result = CliRunner().invoke(
-        main, ["batch", str(two / "m.yaml"), "-o", str(two / "other"), "--factory", "tests.tiny", "--ray", "auto"]
-    )
+    result = batched(two, "--ray", "auto", out="other")
     assert result.exit_code == 1 and "pip install se_inject[ray]" in result.stderr
 
 

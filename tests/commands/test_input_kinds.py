@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
-from se_inject.cli import main
 from se_inject.inputs import from_shape
 from se_inject.models.zoos import input_kind, input_size
+from tests.helpers import ok, run
 
 NETS = '''
 """Made for a test: a detector in small, and a flow net in small."""
@@ -53,16 +52,6 @@ class Single(Detector):
     def forward(self, images):
         return {"boxes": self.block(torch.stack(images))}
 '''
-
-
-def run(*args: str) -> Result:
-    return CliRunner().invoke(main, args)
-
-
-def ok(*args: str) -> Result:
-    result = run(*args)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def test_noise_of_each_kind() -> None:

@@ -168,23 +168,8 @@ RULES = st.dictionaries(
     st.sampled_from(list(FIELDS)) | st.text(max_size=4), VALUES | st.lists(VALUES) | BLOCK, max_size=5
 )
 WORDS = [
-    "placement",
-    "sites",
-    ": ",
-    "- ",
-    "\n",
-    "\n  ",
-    "[",
-    "]",
-    "{",
-    "}",
-    "&a ",
-    "*a",
-    "!!python/name:os",
-    "|",
-    "<<",
-    "x",
-]
+    "placement", "sites", ": ", "- ", "\n", "\n  ", "[", "]", "{", "}", "&a ", "*a", "!!python/name:os", "|", "<<", "x",
+]  # fmt: skip
 YAML = st.lists(st.sampled_from(WORDS) | st.text(max_size=2), max_size=20).map("".join)
 
 

@@ -172,7 +172,7 @@ def test_bad_model_args(pairs: list[str], said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["", ":", "timm:", ":f", "os system:f", "a.b:c.d()", "../x:f", "a:b:c", "a..b:c", "ä:f"]
+    "spec", ["", ":", "timm:", ":f", "os system:f", "a.b:c.d()", "../x:f", "a:b:c", "a..b:c", "a:b;c", "ä:f"]
 )
 def test_specs_that_name_nothing(spec: str) -> None:
     text = refusal(spec, random_init=True, allow_factory=True)
@@ -353,10 +353,10 @@ def test_a_factory_is_not_imported_unless_allowed(nets: str, tmp_path: Path) -> 
     assert Path("canary").exists()  # the negative twin
 
 
-@pytest.mark.parametrize(
-    "spec",
-    ["os:system", "os.path:join", "posix:mkdir", "subprocess:Popen", "builtins:exec", "runpy:run_path", "pty:spawn"],
-)
+STANDARD = ["os:system", "os.path:join", "posix:mkdir", "subprocess:Popen", "builtins:exec", "runpy:run_path"]
+
+
+@pytest.mark.parametrize("spec", [*STANDARD, "pty:spawn", "torch:os.mkdir"])
 def test_the_standard_library_builds_no_models(spec: str) -> None:
     args = {"path": "canary", "command": "mkdir canary"}
     assert "standard library" in refusal(spec, random_init=True, allow_factory=True, model_args=args)

@@ -98,23 +98,6 @@ def test_existing_output_is_refused(tmp_path: Path) -> None:
     assert content(tmp_path / "out") == FILES
 
 
-def test_force_replaces_the_whole(tmp_path: Path) -> None:
-    write(tmp_path / "out", FILES)
-    (tmp_path / "out/__pycache__").mkdir()
-    (tmp_path / "out/__pycache__/modeling.cpython-311.pyc").touch()
-    write(tmp_path / "out", NEWER, force=True)
-    assert content(tmp_path / "out") == NEWER
-    assert os.listdir(tmp_path) == ["out"]
-
-
-def test_force_keeps_what_is_not_ours(tmp_path: Path) -> None:
-    write(tmp_path / "out", FILES)
-    (tmp_path / "out/thesis.tex").write_text("three years of work")
-    with pytest.raises(WriteError, match=r"'thesis\.tex', which is not ours"):
-        write(tmp_path / "out", NEWER, force=True)
-    assert content(tmp_path / "out") == {**FILES, "thesis.tex": b"three years of work"}
-
-
 @pytest.mark.parametrize("force", [False, True])
 def test_a_file_is_never_replaced(tmp_path: Path, force: bool) -> None:
     (tmp_path / "resnet.pth").write_bytes(b"precious")

@@ -179,15 +179,6 @@ def test_the_report_does_not_depend_on_what_else_is_imported() -> None:
     assert sorted(inject(net()).report.versions) == ["python", "se_inject", "torch"]
 
 
-def test_no_pickle_is_written(tmp_path: Path) -> None:
-    """CHECKS O8."""
-    se_inject.save(inject(net()), tmp_path / "out")
-    for name, content in files(tmp_path / "out").items():
-        assert not content.startswith((b"PK", b"\x80")), name
-        if name != "model.safetensors":
-            content.decode("ascii" if name.endswith(".json") else "utf-8")
-
-
 def test_load_does_not_run_the_code_beside_the_weights(tmp_path: Path) -> None:
     result = saved(net(), tmp_path / "out")
     canary = tmp_path / "canary"

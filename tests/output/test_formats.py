@@ -14,18 +14,16 @@ import pytest
 import safetensors
 import timm
 import torch
-from click.testing import CliRunner
 from torch import nn
 from torch.nn import functional as F
 
 import se_inject
 from se_inject.api import Injection
-from se_inject.cli import main
 from se_inject.errors import LoadError, SpliceError, WriteError
 from se_inject.inputs import Inputs, resolve
 from se_inject.output.formats import FORMATS, exporting, format_names, onnxfile, program
 from se_inject.output.weights import INDEX, parse_size, read_weights, weights_files
-from tests.helpers import randomise, reseal
+from tests.helpers import randomise, reseal, run
 from tests.output.test_atomic import content
 from tests.tiny import SIZE, image, inject, net, open_gates
 
@@ -249,7 +247,7 @@ def test_an_adapter_alone_is_verified_and_load_says_what_it_is(tmp_path: Path) -
 
 # -- verify -----------------------------------------------------------------------------------------------------------
 def verified(folder: Path, *args: str, code: int = 0) -> dict[str, Any]:
-    result = CliRunner().invoke(main, ["verify", str(folder), "--json", *args])
+    result = run("verify", str(folder), "--json", *args)
     assert result.exit_code == code, result.output
     return {check["name"]: check for check in json.loads(result.stdout)}
 
@@ -557,14 +555,14 @@ def test_what_timm_cannot_express_is_refused_in_a_line(case: str, tmp_path: Path
     [(["--format", "onxx"], "Did you mean 'onnx'"), (["--max-shard-size", "5 elephants"], "expected a size above 0")],
 )
 def test_the_command_line_refuses_before_it_loads(args: list[str], says: str, tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, ["convert", "timm:nothing", "-o", str(tmp_path / "out"), *args])
+    result = run("convert", "timm:nothing", "-o", str(tmp_path / "out"), *args)
     assert result.exit_code == 1 and says in result.stderr
 
 
 def test_convert_writes_what_is_asked_for(tmp_path: Path) -> None:
     args = ["convert", "timm:resnet10t", "--random-init", "--input-size", "3,64,64", "--format", "adapter,timm"]
     args += [part for key, value in ARGUMENTS.items() for part in ("--model-arg", f"{key}={value}")]
-    result = CliRunner().invoke(main, [*args, "--placement", "standard", "-o", str(tmp_path / "out")])
+    result = run(*args, "--placement", "standard", "-o", str(tmp_path / "out"))
     assert result.exit_code == 0, result.stderr
     assert sorted(content(tmp_path / "out")) == sorted([
         "adapter.safetensors", "modeling.py", "plan.json", "report.html", "report.json", "report.md",

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 import se_inject
-from se_inject.cli import main
 from se_inject.errors import LoadError, WriteError
 from se_inject.output.adding import WAITING, add_files
 from se_inject.output.atomic import check_output, write
 from se_inject.output.sums import HEADER, SIGNATURE, SUMS, compare, files_check, read_sums, sums_text, users_work
+from tests.helpers import run
 from tests.output.test_atomic import in_child
 from tests.tiny import inject, net
 
@@ -108,6 +107,7 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a folder for a file": (lambda out: ((out / "plan.json").unlink(), (out / "plan.json").mkdir()), "plan.json"),
     "a file in our folder": (lambda out: (out / "timm/notes.txt").touch(), "timm/notes.txt"),
     "an empty folder": (lambda out: (out / "empty").mkdir(), "empty"),
+    "a file": (lambda out: (out / "thesis.tex").write_text("three years of work"), "thesis.tex"),
     "a hidden file": (lambda out: (out / ".git").mkdir(), ".git"),
     "a link to something else": (lambda out: link(out / "model.safetensors"), "model.safetensors"),
     "a pipe": (lambda out: ((out / "plan.json").unlink(), os.mkfifo(out / "plan.json")), "plan.json"),
@@ -122,9 +122,9 @@ def test_work_of_the_user_is_kept_and_named(out: Path, what: str) -> None:
     change, name = CHANGES[what]
     change(out)
     before = sorted(str(p) for p in out.rglob("*"))
-    for run in (lambda: write(out, FILES, force=True), lambda: check_output(out, force=True)):
+    for act in (lambda: write(out, FILES, force=True), lambda: check_output(out, force=True)):
         with pytest.raises(WriteError, match=rf"{re.escape(name)}.*, which is not ours.*--discard-changes"):
-            run()
+            act()
     assert sorted(str(p) for p in out.rglob("*")) == before
     write(out, FILES, discard_changes=True)
     assert users_work(out) == () and set(tree(out)) == {*FILES, SUMS}
@@ -136,6 +136,7 @@ def test_what_is_wholly_ours_is_replaced(out: Path) -> None:
     (out / "__pycache__/modeling.cpython-311.pyc").touch()
     (out / "plan.json").unlink()
     write(out, {"plan.json": b"new"}, force=True)
+    assert os.listdir(out.parent) == ["out"]
     assert tree(out) == {"plan.json": b"new", SUMS: sums_text({"plan.json": hashlib.sha256(b"new").hexdigest()})}
 
 
@@ -159,7 +160,7 @@ def test_discarding_stops_at_files_and_links(tmp_path: Path) -> None:
 
 # -- every way to write one -------------------------------------------------------------------------------------------
 def command(*args: str, code: int = 0) -> str:
-    result = CliRunner().invoke(main, args)
+    result = run(*args)
     assert result.exit_code == code, result.output
     assert code == 0 or result.stderr.count("\n") == 1
     return result.stderr

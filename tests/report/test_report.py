@@ -23,7 +23,6 @@ from se_inject.report.html.page import to_html
 from se_inject.types import (
     Argument,
     Artifact,
-    Carrier,
     Check,
     Cost,
     Decision,
@@ -39,28 +38,14 @@ from se_inject.types import (
 )
 from tests import tiny
 from tests.conftest import ACCEPT
-from tests.helpers import ROOT
+from tests.helpers import ROOT, site_at
 
 Golden = Callable[[str, str], None]
 
 
 def site(owner: str, channels: int, placement: str = "standard", cls: str = "BasicBlock", **more: Any) -> Site:
-    return Site(
-        id=f"{owner}:{placement}",
-        placement=placement,
-        owner=owner,
-        cls=cls,
-        channels=channels,
-        axis=1,
-        shape=(2, channels, 56, 56),
-        stage=1,
-        order=0,
-        block_channels=channels,
-        block=owner,
-        calls=1,
-        carrier=Carrier("source", owner, "se"),
-        **more,
-    )
+    fields = {"channels": channels, "shape": (2, channels, 56, 56), "block_channels": channels}
+    return site_at(owner, placement, cls=cls, order=0, block=owner, **fields, **more)
 
 
 GATED = Reason("gated", "already gated: mul by a sigmoid of its mean")

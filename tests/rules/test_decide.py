@@ -23,9 +23,8 @@ from se_inject.rules.schema import read
 from se_inject.search.sites import find_sites
 from se_inject.trace.record import trace
 from se_inject.types import Carrier, Decision, Reason
-from tests.helpers import refused
+from tests.helpers import refused, site_at
 from tests.nets import NETS, Basic, Bottleneck, Fn, MBConv, Net, body, conv, unit
-from tests.rules.test_rules import site
 from tests.search.test_sites import SE, ConvNeXt, Gated, Private, Staged, Tokens
 
 
@@ -338,7 +337,7 @@ def test_a_model_without_any_place() -> None:
 
 # -- pure -----------------------------------------------------------------------------------------------------------
 def test_every_site_gets_one_decision_in_order() -> None:
-    sites = tuple(site(f"b.{i}", channels=8 * (i + 1)) for i in range(5))
+    sites = tuple(site_at(f"b.{i}", channels=8 * (i + 1)) for i in range(5))
     decisions = decide(sites, read({"placement": "standard", "min_channels": 24}))
     assert [d.site.owner for d in decisions] == [s.owner for s in sites]
     assert [d.status for d in decisions] == ["skip", "skip", "insert", "insert", "insert"]
@@ -347,14 +346,14 @@ def test_every_site_gets_one_decision_in_order() -> None:
 
 
 def test_deciding_changes_nothing_and_repeats() -> None:
-    sites, rules = tuple(site(f"b.{i}") for i in range(3)), read("standard")
+    sites, rules = tuple(site_at(f"b.{i}") for i in range(3)), read("standard")
     before = copy.deepcopy((sites, rules))
     assert decide(sites, rules) == decide(sites, rules)
     assert (sites, rules) == before
 
 
 def test_what_is_inserted_takes_the_first_free_names_of_its_owner() -> None:
-    first = site("b")
+    first = site_at("b")
     carriers = [Carrier("source", "b", "se")] * 3 + [Carrier("sequential_after", "b", "conv_se", node="conv")]
     sites = tuple(replace(first, id=f"b:standard_{i}", carrier=carrier) for i, carrier in enumerate(carriers))
     assert [d.key for d in decide(sites, read("standard"))] == ["b.se", "b.se_1", "b.se_2", "b.conv_se"]

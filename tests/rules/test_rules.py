@@ -14,8 +14,8 @@ from se_inject.errors import RulesError
 from se_inject.rules.schema import Rules, read
 from se_inject.rules.select import CONDITIONS, matches, names_of, refusal, select
 from se_inject.rules.yaml_file import MAX_BYTES, read_yaml
-from se_inject.types import Carrier, Reason, Site
-from tests.helpers import calls
+from se_inject.types import Carrier, Reason
+from tests.helpers import calls, site_at
 
 
 def message(source: Any) -> str:
@@ -198,24 +198,8 @@ def test_plain_values_of_yaml(tmp_path: Path) -> None:
     path.write_text("[64, -3, 0, 0.5, .5, 1., 1e-1, 2.5E+3, -.inf, true, no, null, on off, 'no', 1.2.3, -, +]")
     values = read_yaml(path)
     assert values == [
-        64,
-        -3,
-        0,
-        0.5,
-        0.5,
-        1.0,
-        0.1,
-        2500.0,
-        float("-inf"),
-        True,
-        False,
-        None,
-        "on off",
-        "no",
-        "1.2.3",
-        "-",
-        "+",
-    ]
+        64, -3, 0, 0.5, 0.5, 1.0, 0.1, 2500.0, float("-inf"), True, False, None, "on off", "no", "1.2.3", "-", "+",
+    ]  # fmt: skip
     assert [type(v) for v in values[:4]] == [int, int, int, float]
 
 
@@ -243,27 +227,6 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 # -- patterns -------------------------------------------------------------------------------------------------------
-def site(path: str, placement: str = "standard", **fields: Any) -> Site:
-    """A site of ``path``, carried by itself."""
-    values: dict[str, Any] = {
-        "id": f"{path}:{placement}",
-        "placement": placement,
-        "owner": path,
-        "cls": "Block",
-        "channels": 64,
-        "axis": 1,
-        "shape": (2, 64, 8, 8),
-        "stage": 1,
-        "order": 1,
-        "block_channels": 64,
-        "block": f"{path}:standard",
-        "concat_id": "",
-        "calls": 1,
-        "carrier": Carrier("source", path, "se"),
-    }
-    return Site(**{**values, **fields})
-
-
 @pytest.mark.parametrize(
     ("pattern", "taken"),
     [
@@ -286,13 +249,13 @@ def site(path: str, placement: str = "standard", **fields: Any) -> Site:
     ],
 )
 def test_patterns(pattern: str, taken: bool) -> None:
-    found = site("layer3.0", carrier=Carrier("wrap_output", "layer3.0.relu", "se"))
+    found = site_at("layer3.0", carrier=Carrier("wrap_output", "layer3.0.relu", "se"))
     assert matches(pattern, names_of(found)) is taken
 
 
 def test_the_path_of_the_root_is_empty() -> None:
-    assert names_of(site("", carrier=None)) == {"", ":standard"}
-    assert matches("", names_of(site("")))
+    assert names_of(site_at("", carrier=None)) == {"", ":standard"}
+    assert matches("", names_of(site_at("")))
 
 
 # -- conditions -----------------------------------------------------------------------------------------------------
@@ -312,19 +275,19 @@ def test_the_path_of_the_root_is_empty() -> None:
     ],
 )
 def test_conditions(rules: dict[str, Any], fields: dict[str, Any], reason: Reason | None) -> None:
-    assert refusal(read(rules), site("blocks.0", **fields)) == reason
-    assert refusal(read({"sites": [rules]}).sites[0], site("blocks.0", **fields)) == reason
+    assert refusal(read(rules), site_at("blocks.0", **fields)) == reason
+    assert refusal(read({"sites": [rules]}).sites[0], site_at("blocks.0", **fields)) == reason
 
 
 def test_the_reason_is_that_of_the_first_condition_that_fails() -> None:
     rules = read({"include": "x", "exclude": "*", "min_channels": 99, "stages": 2})
-    reasons = [reason for check in CONDITIONS if (reason := check(rules, site("a")))]
+    reasons = [reason for check in CONDITIONS if (reason := check(rules, site_at("a")))]
     assert len(reasons) == 4
-    assert refusal(rules, site("a")) == reasons[0] == Reason("not-included", "not included by x")
+    assert refusal(rules, site_at("a")) == reasons[0] == Reason("not-included", "not included by x")
 
 
 # -- entries: the first that matches --------------------------------------------------------------------------------
-SITES = (site("a.0"), site("a.1", channels=128), site("b.0", stage=2), site("c.0", channels=8))
+SITES = (site_at("a.0"), site_at("a.1", channels=128), site_at("b.0", stage=2), site_at("c.0", channels=8))
 
 
 def chosen(rules: dict[str, Any]) -> dict[str, Any]:

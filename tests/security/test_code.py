@@ -18,7 +18,6 @@ from typing import Any
 import click
 import pytest
 import torch
-from click.testing import CliRunner
 from torch import nn
 
 import se_inject
@@ -28,6 +27,7 @@ from se_inject.cli.terminal import Terminal
 from se_inject.errors import RulesError
 from se_inject.rules.schema import read
 from tests.checkpoints.files import SAVERS, STATE, Call, refusal, refused, same, write_zip
+from tests.helpers import run
 from tests.security.payloads import pickled
 
 PACKAGE = Path(se_inject.__file__).parent
@@ -241,5 +241,5 @@ def test_s4_a_program_behind_a_plain_pickle(tmp_path: Path) -> None:
 
 
 def test_s4_no_command_takes_a_program() -> None:
-    result = CliRunner().invoke(main, ["convert", "model.pt2", "--random-init", "-o", "out"])
+    result = run("convert", "model.pt2", "--random-init", "-o", "out")
     assert result.exit_code == 1 and "names no model" in result.stderr

@@ -13,22 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 from markdown_it import MarkdownIt
 from safetensors.torch import load_file
 
 import se_inject
-from se_inject.cli import main
 from tests.checkpoints.files import STATE, refused
-from tests.helpers import ROOT
+from tests.helpers import ROOT, run
 from tests.report.test_html import Page
 from tests.security import hostile
 
 SIZE = ["--input-size", "3,8,8"]
-
-
-def run(*args: str) -> Result:
-    return CliRunner().invoke(main, args)
 
 
 def convert(factory: str, *args: str) -> Result:

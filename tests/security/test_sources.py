@@ -7,19 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 import se_inject
-from se_inject.cli import main
 from se_inject.errors import SEInjectError
-from tests.helpers import reseal
+from tests.helpers import reseal, run
 from tests.tiny import Net, inject
 
 CANARY = "from pathlib import Path\nPath(__file__).with_name('canary').touch()\n"
-
-
-def run(*args: str) -> Result:
-    return CliRunner().invoke(main, args)
 
 
 def refused(*args: str) -> str:
@@ -33,22 +27,16 @@ def refused(*args: str) -> str:
     ("spec", "said"),
     [
         ("os:system", "belongs to Python's standard library"),
-        ("posix:mkdir", "belongs to Python's standard library"),
-        ("subprocess:run", "belongs to Python's standard library"),
-        ("builtins:exec", "belongs to Python's standard library"),
-        ("torch:os.mkdir", "belongs to Python's standard library"),
         ("a.b:c.d()", "names no model"),
-        ("../x:f", "names no model"),
-        ("a:b;c", "names no model"),
         ("torch:__builtins__", "cannot be part of a factory's name"),
         ("timm:hf-hub:a/b", "timm has no model"),
-        ("timm:local-dir:x", "timm has no model"),
     ],
 )
 @pytest.mark.parametrize("command", ["plan", "convert"])
 def test_s11_what_is_no_factory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, spec: str, said: str
 ) -> None:
+    """One name of each kind; all of them: ``tests/models/test_loading.py``."""
     monkeypatch.chdir(tmp_path)
     args = ["--model-arg", "path=canary", "--random-init", *(["-o", "out"] if command == "convert" else [])]
     assert said in refused(command, spec, *args)

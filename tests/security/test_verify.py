@@ -11,20 +11,18 @@ from typing import Any
 import onnx
 import pytest
 import timm
-from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 import se_inject
-from se_inject.cli import main
 from se_inject.output.formats import child
-from tests.helpers import randomise, reseal
+from tests.helpers import randomise, reseal, run
 from tests.tiny import inject, net
 
 ARGUMENTS = {"channels": [8, 16, 24, 32], "stem_width": 8, "num_classes": 5}
 
 
 def verified(folder: Path, *args: str, code: int = 0) -> dict[str, tuple[bool | None, str]]:
-    result = CliRunner().invoke(main, ["verify", str(folder), "--json", *args])
+    result = run("verify", str(folder), "--json", *args)
     assert result.exit_code == code and isinstance(result.exception, SystemExit | None), (
         result.output,
         result.exception,

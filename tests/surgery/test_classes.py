@@ -31,7 +31,7 @@ from se_inject.surgery.classes import generated, is_generated
 from se_inject.surgery.edit import Edit
 from se_inject.trace.source import method_source
 from tests.helpers import ROOT, refused
-from tests.tiny import Layers, Residual, at, by_hand, changes, image, inject, net, open_gates
+from tests.tiny import Borrowed, Layers, Private, Residual, at, by_hand, changes, image, inject, net, open_gates
 
 GAIN = 1.0
 CALLS: list[str] = []
@@ -280,27 +280,10 @@ def test_flags_that_the_method_reads_still_take_effect() -> None:
     assert CALLS == ["branch", "branch"]  # once forward, once more for the gradient
 
 
-class Private(Layers):
-    def __init__(self) -> None:
-        super().__init__()
-        self.__scale = 0.5
-
-    def forward(self, x):
-        return F.relu(x + self.bn2(self.conv2(self.first(x))) * self.__scale)
-
-
 def test_private_names_belong_to_the_class_that_wrote_them() -> None:
     before, after = block_of(Private)
     x = torch.randn(2, 8, 4, 4)
     assert torch.equal(after(x), F.relu(x + after.se(before.bn2(before.conv2(before.first(x)))) * 0.5))
-
-
-def outside(self, x):
-    return F.relu(x + self.bn2(self.conv2(self.first(x))))
-
-
-class Borrowed(Layers):
-    forward = outside
 
 
 def test_a_function_of_the_module_as_forward() -> None:

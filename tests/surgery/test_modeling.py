@@ -28,7 +28,7 @@ from se_inject.surgery.modeling import _build, render
 from se_inject.surgery.portable import Header, NoSource
 from se_inject.types import Carrier
 from tests.helpers import randomise
-from tests.tiny import SIZE, Layers, Residual, by_hand, image, inject, net, open_gates
+from tests.tiny import SIZE, Borrowed, Layers, Private, Residual, by_hand, image, inject, net, open_gates
 
 COUNT = 0
 numbers = itertools.count()
@@ -272,14 +272,6 @@ class Decorated(Layers):
         return act(x + self.bn2(self.conv2(self.first(x))) * scale)
 
 
-def outside(self, x):
-    return F.relu(x + self.bn2(self.conv2(self.first(x))))
-
-
-class Borrowed(Layers):
-    forward = outside
-
-
 class Explicit(Layers):
     def forward(self, x):
         return F.relu(x + self.bn2(self.conv2(super(Explicit, self).first(x))))  # noqa: UP008
@@ -385,15 +377,6 @@ def make_closure() -> Any:
 
 
 Closure = make_closure()
-
-
-class Private(Layers):
-    def __init__(self) -> None:
-        super().__init__()
-        self.__scale = 0.5
-
-    def forward(self, x):
-        return F.relu(x + self.bn2(self.conv2(self.first(x))) * self.__scale)
 
 
 class ClassScope(Layers):

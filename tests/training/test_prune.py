@@ -8,17 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch import fx, nn
 
 import se_inject
-from se_inject.cli import main
 from se_inject.models.zoos import build_model
 from se_inject.surgery import splice
 from se_inject.types import Reason
 from tests import tiny
-from tests.helpers import randomise
+from tests.helpers import randomise, run
 from tests.nets import Basic
 
 BLOCKS = ["se", "se_plain", "ese", "eca", "cbam", "gc"]
@@ -290,7 +288,7 @@ def test_verified_without_the_original(tmp_path: Path) -> None:
     assert pruned.kept == (first.key,) and last.key in pruned.dropped and pruned.plan.trained is None
     se_inject.save(pruned.injection, tmp_path / "out")
     assert splice.plan_of(se_inject.load(tmp_path / "out")).insertions == (first,)
-    shown = CliRunner().invoke(main, ["verify", str(tmp_path / "out")])
+    shown = run("verify", str(tmp_path / "out"))
     assert shown.exit_code == 0 and "FAIL" not in shown.stdout, shown.stdout
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -281,54 +280,29 @@ def frames() -> tuple[Any, ...]:
     return torch.rand(1, 3, 128, 128) * 2 - 1, torch.rand(1, 3, 128, 128) * 2 - 1
 
 
-SMALL = {"weights": None, "weights_backbone": None, "min_size": 96, "max_size": 128}
-detection, flow = torchvision.models.detection, torchvision.models.optical_flow
-OTHERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Any, ...]], dict[str, int]]] = {
-    "fasterrcnn_mobilenet_v3_large_320_fpn": (
-        lambda: detection.fasterrcnn_mobilenet_v3_large_320_fpn(box_score_thresh=0.0, **SMALL),
-        images,
-        {"inner": 7},
-    ),
-    "fasterrcnn_resnet50_fpn_v2": (
-        lambda: detection.fasterrcnn_resnet50_fpn_v2(box_score_thresh=0.0, **SMALL),
-        images,
-        {"standard": 16},
-    ),
-    "retinanet_resnet50_fpn": (
-        lambda: detection.retinanet_resnet50_fpn(score_thresh=0.0, **SMALL),
-        images,
-        {"standard": 16},
-    ),
-    "fcos_resnet50_fpn": (
-        lambda: detection.fcos_resnet50_fpn(score_thresh=0.0, **SMALL),
-        images,
-        {"standard": 16},
-    ),
-    "ssdlite320_mobilenet_v3_large": (
-        lambda: detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, score_thresh=0.0),
-        images,
-        {"inner": 13},
-    ),
-    "maskrcnn_resnet50_fpn": (
-        lambda: detection.maskrcnn_resnet50_fpn(box_score_thresh=0.0, box_detections_per_img=5, **SMALL),
-        images,
-        {"standard": 16},
-    ),
-    "keypointrcnn_resnet50_fpn": (
-        lambda: detection.keypointrcnn_resnet50_fpn(box_score_thresh=0.0, box_detections_per_img=5, **SMALL),
-        images,
-        {"standard": 16},
-    ),
-    "raft_small": (lambda: flow.raft_small(weights=None), frames, {"standard": 12}),
+SMALL = {"min_size": 96, "max_size": 128}
+RCNN = {"box_score_thresh": 0.0, **SMALL}
+# detector of torchvision -> its options; where the blocks go
+OTHERS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
+    "fasterrcnn_mobilenet_v3_large_320_fpn": (RCNN, {"inner": 7}),
+    "fasterrcnn_resnet50_fpn_v2": (RCNN, {"standard": 16}),
+    "retinanet_resnet50_fpn": ({"score_thresh": 0.0, **SMALL}, {"standard": 16}),
+    "fcos_resnet50_fpn": ({"score_thresh": 0.0, **SMALL}, {"standard": 16}),
+    "ssdlite320_mobilenet_v3_large": ({"score_thresh": 0.0}, {"inner": 13}),
+    "maskrcnn_resnet50_fpn": ({"box_detections_per_img": 5, **RCNN}, {"standard": 16}),
+    "keypointrcnn_resnet50_fpn": ({"box_detections_per_img": 5, **RCNN}, {"standard": 16}),
+    "raft_small": ({}, {"standard": 12}),  # optical flow
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_detectors_and_optical_flow(name: str) -> None:
-    build, example, counts = OTHERS[name]
+    options, counts = OTHERS[name]
     torch.manual_seed(0)
-    model, inputs = randomise(build().eval()), example()
+    without = {"weights": None} if name == "raft_small" else {"weights": None, "weights_backbone": None}
+    model = randomise(torchvision.models.get_model(name, **without, **options).eval())
+    inputs = frames() if name == "raft_small" else images()
     result = se_inject.inject(model, inputs)
     assert Counter(d.site.placement for d in result.plan.insertions) == counts
     checks = {check.name: check for check in result.report.checks}
