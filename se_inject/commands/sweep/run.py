@@ -9,8 +9,7 @@ from pathlib import Path
 from se_inject.commands.files import check_file, existing, write_file
 from se_inject.commands.model import Listener, Screen, example_inputs, read_rules, without_weights
 from se_inject.commands.request import ModelRequest
-from se_inject.commands.sweep import grid, pareto
-from se_inject.commands.sweep import table as sweep_table
+from se_inject.commands.sweep import grid, pareto, table
 from se_inject.commands.sweep.rows import Row, rows_of
 from se_inject.errors import WriteError
 from se_inject.guard import unwrap
@@ -70,7 +69,7 @@ def sweep(
         screen.advance(len(found), len(models), "architectures")
     rows = [row for spec in models for row in found[spec]]
     if csv is not None:
-        write_file(csv, sweep_table.to_csv(rows))
+        write_file(csv, table.to_csv(rows))
     if plot is not None:
         write_file(plot, pareto.draw(rows, plot.suffix[1:]))
     return rows
