@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from se_inject.commands.batch.memory import architecture, footprint, need
 from se_inject.commands.batch.summary import Row
 from se_inject.commands.report import read_report
 from se_inject.commands.request import ModelRequest
-from se_inject.output.sums import users_work
+from se_inject.output.sums import SUMS, users_work
 from se_inject.parallel import pool
 from se_inject.rules.schema import Rules
 from se_inject.types import Reason
@@ -494,7 +494,7 @@ def check_all(folder: Path, rows: dict[str, dict[str, Any]], broken: dict[str, s
             written = load_file(out / name / "model.safetensors")
             for tensor, value in torch.load(folder / f"{name}.pth", weights_only=True).items():
                 assert torch.equal(written[tensor], value)
-    assert {path.name for path in out.iterdir()} == {*rows} - {*broken} | {"summary.csv", "summary.html"}
+    assert {path.name for path in out.iterdir()} == {*rows} - {*broken} | {SUMS, "summary.csv", "summary.html"}
 
 
 def inodes(out: Path) -> dict[str, int]:
@@ -565,7 +565,7 @@ def test_a_lost_node_of_a_ray_cluster_costs_nothing(cluster: Any, tmp_path: Path
         )  # fmt: skip
     assert len(cluster.list_all_nodes()) == 1
     assert Counter(row.status for row in rows) == {"converted": 35, "failed": 5}
-    check_all(tmp_path, {row.name: vars(row) for row in rows}, broken)
+    check_all(tmp_path, {row.name: asdict(row) for row in rows}, broken)
 
 
 def test_without_ray_the_line_that_installs_it(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
