@@ -15,7 +15,7 @@ from torchvision.models import densenet121
 from torchvision.models.densenet import DenseNet
 
 import se_inject
-from tests.helpers import randomise, refused, says
+from tests.helpers import randomise, says
 from tests.nets import Fn, conv, unit
 from tests.search.test_sites import sites
 from tests.tiny import image, inject, open_gates
@@ -149,9 +149,10 @@ def test_what_passes_one_of_several_values_on_carries() -> None:
     assert "y = self.se(self.dropout(y))" in next(iter(result.report.rewritten.values())).after
 
 
-def test_without_it_the_reason_is_said() -> None:
-    with refused("one-of-several", "it is one of several values that body returns"):
-        se_inject.plan(Encoder(False).eval(), (torch.randn(2, 5, 8),), "standard")
+def test_without_it_the_addition_carries() -> None:
+    result = inject(Encoder(False).eval(), "standard", (torch.randn(2, 5, 8),))
+    assert all(check.passed for check in result.report.checks)
+    assert "return x + self.se(y)" in next(iter(result.report.rewritten.values())).after
 
 
 def test_the_axis_of_one_of_several_values() -> None:
