@@ -79,6 +79,7 @@ REASONS: dict[str, str] = {
     "one-path": "it stands on one path of a method that has others",
     "untold-gradient": "eval mode gives it no gradient, and train mode does not run: nothing is known",
     "real-run": "the model was run on real tensors, because it does not run without data",
+    "hooks": "modules have forward hooks, and what those compute is not looked at",
     "no-gate": "the block has no channel gate",
     "gate-unused": "the channel gate did not run on the batch",
     "gate-per-position": "the gate is not one value for each channel",

@@ -28,7 +28,7 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool = False) -> Trace:
     Where an operator has no meta kernel (NMS), one real forward is run instead, on shared weights and cloned
     buffers, and ``Trace.notes`` says so. Raises ``TraceError`` when neither works.
     """
-    notes: list[Reason] = []
+    notes = _hooks(model)
     root = skeleton(model).train(training)
     meta = inputs.map(to_meta)
     try:
@@ -50,6 +50,14 @@ def trace(model: nn.Module, inputs: Inputs, *, training: bool = False) -> Trace:
             f"{type(model).__name__} cannot be run on the example inputs ({inputs}): {first_line(error)}. "
             "Give inputs of the kind that it takes (--input-size, or example_inputs)."
         ) from error
+
+
+def _hooks(model: nn.Module) -> list[Reason]:
+    """That modules have forward hooks, which the copy is without: an addition in one is no place for a block."""
+    hooked = [path or type(model).__name__ for path, module in model.named_modules() if module._forward_hooks]
+    text = f"what forward hooks compute is not looked at, and gets no block: {', '.join(hooked[:3])}"
+    more = f" and {len(hooked) - 3} more" if len(hooked) > 3 else ""
+    return [Reason("hooks", text + more)] if hooked else []
 
 
 @contextmanager

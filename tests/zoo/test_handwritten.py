@@ -74,3 +74,13 @@ def test_a_block_takes_the_dtype_of_its_value() -> None:
     wrong = replace(decision, site=replace(decision.site, dtype="load"))
     with pytest.raises(PlanMismatchError, match="the dtype 'load'; it can be float16"):
         splice.apply(made("TwoTypes"), replace(injection.plan, decisions=(wrong,)))
+
+
+def test_an_addition_in_a_forward_hook_is_told() -> None:
+    """The gate is on f(x): the hook adds x behind it."""
+    model = made("Chained")
+    model.f.register_forward_hook(lambda module, args, y: y + args[0])
+    injection = se_inject.inject(model, Hand.shape, "conv")
+    (note,) = injection.plan.notes
+    assert (note.code, note.text.rpartition(": ")[2]) == ("hooks", "f")
+    assert not se_inject.plan(made("Chained"), Hand.shape, "conv").notes
