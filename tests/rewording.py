@@ -19,7 +19,8 @@ def reword() -> None:
     made = Reason.__init__
 
     def other(self: Reason, code: str, text: str) -> None:
-        made(self, code, text if text.startswith(SIGN) else SIGN + hashlib.sha256(text.encode()).hexdigest()[:12])
+        digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:12]
+        made(self, code, text if text.startswith(SIGN) else SIGN + digest)
 
     Reason.__init__ = other  # type: ignore[method-assign]
     Reason.__setstate__ = lambda self, state: other(self, **state)  # type: ignore[attr-defined]  # of other processes

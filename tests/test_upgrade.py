@@ -60,6 +60,7 @@ def injected() -> se_inject.Injection:
     return tiny.inject(tiny.net())
 
 
+@pytest.mark.wording
 def test_a_report_of_schema_1(injected: se_inject.Injection) -> None:
     old = json.dumps(downgraded(injected.report, injected.inputs))
     found = from_json(old)
@@ -69,6 +70,7 @@ def test_a_report_of_schema_1(injected: se_inject.Injection) -> None:
     assert from_json(to_json(found)) == found
 
 
+@pytest.mark.wording
 def test_a_plan_of_schema_1(injected: se_inject.Injection, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(json.dumps(downgraded(injected.report, injected.inputs)["plan"]))
     found = se_inject.read_plan(tmp_path / "plan.json")

@@ -35,6 +35,7 @@ from se_inject.reasons import REASONS
 from se_inject.surgery import splice
 from tests.helpers import ROOT, ok, reseal, run
 from tests.processes import Started
+from tests.rewording import REWORDED, SIGN
 
 NETS = """
 import logging
@@ -252,6 +253,7 @@ def test_rules_file_and_options_over_it(here: Path) -> None:
     assert [d["kwargs"]["rd_channels"] for d in taken] == [4, 4]
 
 
+@pytest.mark.wording  # one of the two processes is not reworded
 def test_same_seed_same_bytes(here: Path) -> None:
     """All files in one process; in another, with other hashes, all that do not name the libraries it has imported."""
     for folder, seed in (("x", "3"), ("y", "3"), ("z", "4")):
@@ -678,7 +680,7 @@ def test_refusal_is_one_line_and_writes_nothing(here: Path, args: list[str], say
     assert result.exit_code == 1
     assert result.stdout == ""
     assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1, result.stderr
-    assert says in result.stderr
+    assert says in result.stderr or (REWORDED and SIGN in result.stderr)
     assert tree(here) == before
     assert [p for p in sorted(map(str, here.rglob("*"))) if "__pycache__" not in p] == [
         p for p in folders if "__pycache__" not in p

@@ -93,6 +93,7 @@ def two(converted: Path, tmp_path: Path) -> Path:
 
 
 # -- what is done, and what is recognised -----------------------------------------------------------------------------
+@pytest.mark.wording  # the processes of a batch are not reworded
 def test_outputs_are_those_of_convert(two: Path) -> None:
     out = two / "out" / "net001"
     command = ["convert", "tests.tiny:Net", "--input-size", "3,16,16", "--checkpoint", str(two / "net001.pth")]

@@ -19,6 +19,7 @@ from tests.snippets import Reader, commands, fences, missing, run
 PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 TUTORIAL = "tutorial.md"  # has tests of its own below
 SLOW = {"formats.md"}  # exports
+SHOW_REASONS = ("gates.md", "sites.md", "sweep.md")  # in what they show as printed
 # Text of a page -> what stands for it here. The weights come from the network; the last norms of random ones are zero.
 STAND_INS = {
     "training.md": {
@@ -64,13 +65,16 @@ def follow(name: str, folder: Path, stand_ins: Mapping[str, str] | None = None) 
     return reader
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in PAGES if n != TUTORIAL]
-)
+def marks(name: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow] * (name in SLOW) + [pytest.mark.wording] * (name in SHOW_REASONS)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=marks(n)) for n in PAGES if n != TUTORIAL])
 def test_snippets_run(name: str, tmp_path: Path) -> None:
     follow(name, tmp_path, STAND_INS.get(name))
 
 
+@pytest.mark.wording
 def test_the_tutorial_runs(tmp_path: Path) -> None:
     names = follow(TUTORIAL, tmp_path, QUICK).names
     assert {"converted", "tuned", "base"} <= {path.name for path in tmp_path.iterdir()}

@@ -101,6 +101,7 @@ def test_lists_of_exceptions_are_in_use() -> None:
     assert all(any(option in command for command in all_commands) for option in STAND_INS)
 
 
+@pytest.mark.wording
 def test_what_is_shown_is_what_is_printed(ran: tuple[Path, dict[str, str]]) -> None:
     """Every line of a text fence stands, in this order, in the output of the command before it."""
     for command, fence in itertools.pairwise(FENCES):
@@ -147,6 +148,7 @@ def test_rules_that_are_shown_mean_what_they_say(ran: tuple[Path, dict[str, str]
     assert "layer1.0.se" not in printed
 
 
+@pytest.mark.wording
 def test_the_terminal_in_the_picture_shows_what_is_printed(ran: tuple[Path, dict[str, str]]) -> None:
     """``make pictures`` takes it anew."""
     svg = (ROOT / "docs" / "pictures" / "terminal.svg").read_text()

@@ -157,6 +157,7 @@ se_inject.save(inject(net(n=3), {"placement": "standard", "init": sys.argv[2]}),
 """
 
 
+@pytest.mark.wording  # one of the two processes is not reworded
 def test_the_same_input_and_seed_give_the_same_bytes(tmp_path: Path) -> None:
     """In another process, in another folder, under another hash seed and locale; and no path in it."""
     root = ROOT

@@ -25,7 +25,7 @@ from se_inject.search.placements import PLACEMENTS
 from se_inject.types import Check, GraphNode, Reason, Report, Rewrite, SiteCost
 from tests import tiny
 from tests.helpers import calls
-from tests.report.test_report import EVIL, evil, insert, sample, site
+from tests.report.test_report import EVIL, GATED, evil, insert, sample, site
 
 MORE_EVIL = ["</style><b>", "</script><script>alert(1)</script>", "javascript:alert(1)", "\x1b[2J", "\u202etxt.exe",
              "' onmouseover='alert(1)", "\" onload=\"alert(1)", "{{ 7 * 7 }}{% raw %}", "=HYPERLINK(\"http://x\")",
@@ -178,9 +178,9 @@ def test_page_says_all_of_the_report() -> None:
     report = sample()
     shown = " ".join("".join(Page(to_html(report)).text).split())
     for part in (
-        report.plan.model, tables.headline(report.plan), report.plan.fingerprint, "already gated: mul by a sigmoid",
-        "runs in eval mode only", "head could not be followed", "1 of 3 checks failed", "it needs targets",
-        "tiny.pth", "44.68 MiB", "aten.mv x 1", "num_classes", 'se_inject.load("out")', "2.14.1",
+        report.plan.model, tables.headline(report.plan), report.plan.fingerprint, GATED.text,
+        str(report.plan.decisions[1].site.note), *map(str, report.plan.notes), "1 of 3 checks failed",
+        "it needs targets", "tiny.pth", "44.68 MiB", "aten.mv x 1", "num_classes", 'se_inject.load("out")', "2.14.1",
     ):  # fmt: skip
         assert part in shown, part
 

@@ -20,6 +20,7 @@ from se_inject.report.explain import render
 from se_inject.search.explain import Explanation, explain
 from se_inject.types import Reason, to_dict
 from tests.report.test_report import EVIL
+from tests.rewording import REWORDED
 from tests.tiny import SIZE, Chain, Layers, net
 
 
@@ -102,6 +103,7 @@ def test_paths_without_a_graph(path: str, message: str) -> None:
         explained(model, path)
 
 
+@pytest.mark.wording
 def test_shown() -> None:
     text = shown(explained(net(), "blocks.0"))
     for part in (
@@ -134,9 +136,11 @@ def test_command_line() -> None:
     asked = ["plan", "torchvision:resnet18", "--explain", "layer1.0"]
     result = runner.invoke(main, asked)
     assert result.exit_code == 0, result.output
-    assert "residual join add_, fork arg0" in result.stdout and "layer1.0:standard: residual block" in result.stdout
+    assert "residual join add_, fork arg0" in result.stdout and "insert  layer1.0:standard: " in result.stdout
+    assert REWORDED or "layer1.0:standard: residual block" in result.stdout
     data = json.loads(runner.invoke(main, [*asked, "--json"]).stdout)
-    assert data["cls"] == "torchvision.models.resnet.BasicBlock" and data["decisions"][0]["reason"]
+    assert data["cls"] == "torchvision.models.resnet.BasicBlock"
+    assert [d["reason"]["code"] for d in data["decisions"]] == ["residual-block"]
     assert runner.invoke(main, [*asked, "-q"]).stdout == ""
     refused = runner.invoke(main, [*asked, "-o", "plan.json"])
     assert refused.exit_code == 2 and "--explain" in refused.stderr

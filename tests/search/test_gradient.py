@@ -14,11 +14,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import se_inject
-from se_inject.errors import RulesError
 from se_inject.search.gradient import UNTOLD, UNUSED, WITHOUT
 from se_inject.search.train_mode import EVAL_ONLY
 from se_inject.types import Check, Plan, Reason, dump, from_dict
-from tests.helpers import randomise
+from tests.helpers import randomise, refused
 from tests.tiny import SIZE, Layers, Net, Residual, image, inject, open_gates
 
 STANDARD = {"placement": "standard"}
@@ -288,7 +287,7 @@ def test_nothing_that_learns_is_refused_with_the_reason() -> None:
         def forward(self, x: torch.Tensor) -> Any:
             return super().forward(x)
 
-    with pytest.raises(RulesError, match=r"select none of the 2 sites; most often \(2\): it is computed without grad"):
+    with refused("no-grad", r"select none of the 2 sites; most often \(2\): it is computed without grad"):
         se_inject.plan(AllOff(), SIZE, STANDARD)
 
 
