@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from se_inject.blocks import is_block
 from se_inject.inputs import dtype_of
 from se_inject.search.axes import area, channel_axis
 from se_inject.search.axes import channels as channels_of
@@ -36,7 +37,9 @@ class Found:
 def find_sites(trace: Trace, placements: Collection[str]) -> Found:
     """All sites of the given placements, in order of execution."""
     flow, index = Flow(trace.calls), Index(trace)
-    wanted = {p: [c for call in trace.calls for c in finder(p)(flow, call)] for p in {*placements, *BLOCKS}}
+    # What stands inside an inserted block is its own: a spatial transformer ends in a join.
+    calls = [call for call in trace.calls if not any(is_block(around.module) for around in call.ancestors())]
+    wanted = {p: [c for call in calls for c in finder(p)(flow, call)] for p in {*placements, *BLOCKS}}
     for candidate in (c for found in wanted.values() for c in found):
         _leave_container(candidate)
     # Stages are the resolutions of the blocks, whatever placement is asked for; of a model without blocks, all.
