@@ -157,7 +157,7 @@ SHARDS = ("--use_fsdp", "--fsdp_version", "2", "--fsdp_cpu_ram_efficient_loading
 WAYS = {
     "NO, 1": (),
     "MULTI_CPU, 2": (*LAUNCH, *REPLICAS),
-    "FSDP, 2": (*LAUNCH, *SHARDS, str(ROOT / "tests" / "accelerate_fsdp.py")),
+    "FSDP, 2": (*LAUNCH, *SHARDS, str(ROOT / "tests" / "training" / "accelerate_fsdp.py")),
 }
 BOUND = 1e-5  # of the loss. Two processes add up in another order; measured: 2e-7
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the page's output folder and files, in which all of its commands of timm were run."""
     folder = tmp_path_factory.mktemp("timm")
-    shutil.copy(ROOT / "tests" / "timm_train.py", folder / "train.py")
+    shutil.copy(ROOT / "tests" / "training" / "timm_train.py", folder / "train.py")
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with contextlib.chdir(folder):
         for fence in PAGE:
