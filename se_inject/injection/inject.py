@@ -93,7 +93,7 @@ def realise(
         raise
     report = Report(
         made, before, after, sites, checks, versions=versions(base), rewritten=rewritten(result),
-        graphs=drawings(planned.found, made.insertions), gates=_gates(_to_run(result), inputs) if has_weights else (),
+        graphs=drawings(planned.found, made.insertions), gates=_gates(result, inputs) if has_weights else (),
     )  # fmt: skip
     return Injection(result, made, report, inputs, base)
 
@@ -118,7 +118,7 @@ def _gates(result: nn.Module, inputs: Inputs) -> tuple[GateStats, ...]:
     if inputs.shape is not None:
         return ()
     try:
-        return gates.statistics(result, inputs).sites
+        return gates.statistics(_to_run(result), inputs).sites
     except TraceError:  # such a model runs in train mode only
         return ()
 

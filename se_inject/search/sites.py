@@ -38,7 +38,11 @@ def find_sites(trace: Trace, placements: Collection[str]) -> Found:
     """All sites of the given placements, in order of execution."""
     flow, index = Flow(trace.calls), Index(trace)
     # What stands inside an inserted block is its own: a spatial transformer ends in a join.
-    calls = [call for call in trace.calls if not any(is_block(around.module) for around in call.ancestors())]
+    inside: set[Call | None] = set()
+    for call in trace.calls:  # in the order in which they began: a parent before its children
+        if call.parent in inside or is_block(call.module):
+            inside.add(call)
+    calls = [call for call in trace.calls if call not in inside]
     wanted = {p: [c for call in calls for c in finder(p)(flow, call)] for p in {*placements, *BLOCKS}}
     for candidate in (c for found in wanted.values() for c in found):
         _leave_container(candidate)
