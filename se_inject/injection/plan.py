@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -63,11 +63,17 @@ class Survey:
 
 def survey(model: nn.Module, example_inputs: Any, placements: Collection[str], seed: int) -> Survey:
     """Record one forward and find every site of the placements in it."""
+    surveyed = _recorded(model, example_inputs, placements, seed)
+    with uncollected():
+        return replace(surveyed, found=learnable(surveyed.trace, surveyed.found))
+
+
+def _recorded(model: nn.Module, example_inputs: Any, placements: Collection[str], seed: int) -> Survey:
+    """What was found, before it is asked where a gate could learn: a plan that was made before has the answer."""
     inputs = resolve(model, example_inputs, seed=seed)
     with uncollected():
         recorded = trace(model, inputs)
-        found = train_only(recorded, find_sites(recorded, placements), placements)
-        return Survey(model, recorded, learnable(recorded, found), inputs)
+        return Survey(model, recorded, train_only(recorded, find_sites(recorded, placements), placements), inputs)
 
 
 def make_plan(
@@ -126,7 +132,7 @@ def _budget(surveyed: Survey, rules: Rules) -> Budget | None:
 def follow_plan(model: nn.Module, example_inputs: Any, made: Plan) -> Planned:
     """Survey the model for a plan that was made before; no rules. Raises ``PlanMismatchError``."""
     splice.require_fingerprint(model, made)
-    surveyed = survey(model, example_inputs, {d.site.placement for d in made.decisions}, made.seed)
+    surveyed = _recorded(model, example_inputs, {d.site.placement for d in made.decisions}, made.seed)
     if lost := [d.site.id for d in made.insertions if d.site.id not in surveyed.found.places]:
         raise PlanMismatchError(f"the plan inserts at {lost[0]}, where this model has no site. Make the plan again.")
     return Planned(made, surveyed.trace, surveyed.found, surveyed.inputs)
